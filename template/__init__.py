@@ -1,0 +1,42 @@
+"""A training template to copy into your project: subclass ``TemplateModel`` and own the loop.
+
+    from utils.template import TemplateModel        # the folder may have any name
+    from utils import Confusion, EarlyStopping      # everything else
+
+Names are imported when they are first used, so ``import utils`` costs nothing.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "TemplateModel": ".template",
+    "TensorLoader": ".loaders",
+    "Mean": ".metrics",
+    "Stored": ".metrics",
+    "Confusion": ".metrics",
+    "Callback": ".hooks",
+    "Logger": ".logger",
+    "WarmUpLR": ".lr_scheduler",
+    "seed_everything": ".seeding",
+    "option": ".options",
+    "parse_options": ".options",
+    "EarlyStopping": ".callbacks.early_stopping",
+    "History": ".callbacks.history",
+    "ProgressBar": ".callbacks.progress_bar",
+    "TensorBoard": ".callbacks.tensorboard",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")
+    value = globals()[name] = getattr(import_module(_HOMES[name], __name__), name)
+    return value
+
+
+def __dir__():
+    return __all__

@@ -1,0 +1,72 @@
+"""Stop when a metric no longer gets better.
+
+    trainer.callbacks = [EarlyStopping(patience=10)]                    # on key_metric
+    trainer.callbacks = [EarlyStopping("train/tol_loss", patience=5)]   # without an eval_loader
+"""
+
+import math
+
+from ..hooks import Callback
+
+
+class EarlyStopping(Callback):
+    """Sets ``should_stop`` after ``patience`` results in a row without a gain of more than ``min_delta``.
+
+    Args:
+        monitor: name of an eval metric or loss, ``"train/<loss>"`` for the training's, None for ``key_metric``.
+        mode: "max" or "min"; None: as the model treats that metric.
+        patience: results without a gain that are put up with, at least 1.
+        min_delta: smallest difference that counts as a gain, in the metric's units.
+
+    Raises:
+        ValueError: a bad argument, or a monitor that no result contains; the message lists what there is.
+    """
+
+    def __init__(self, monitor=None, mode=None, patience=10, min_delta=0.0):
+        if mode not in (None, "max", "min"):
+            raise ValueError(f"mode must be 'max', 'min' or None, got {mode!r}.")
+        if not isinstance(patience, int) or patience < 1:
+            raise ValueError(f"patience must be a whole number of at least 1, got {patience!r}.")
+        if min_delta < 0:
+            raise ValueError(f"min_delta must be 0 or more, got {min_delta!r}.")
+        self.monitor = monitor
+        self.mode = mode
+        self.patience = patience
+        self.min_delta = min_delta
+        self.best = None
+        self.waited = 0
+
+    def on_train_end(self, model, result):
+        if self.monitor is not None and self.monitor.startswith("train/"):
+            self._judge(model, {f"train/{name}": value for name, value in result.items()}, self.mode or "min")
+
+    def on_eval_result(self, model, result):
+        if self.monitor is None or not self.monitor.startswith("train/"):
+            self._judge(model, result, self.mode or model.better_when(self.monitor or model.key_metric))
+
+    def _judge(self, model, result, mode):
+        name = self.monitor or model.key_metric
+        if name not in result:
+            raise ValueError(f"EarlyStopping monitors {name!r}, which is not among {list(result)}. Set monitor to one of "
+                             "these.")
+        value = result[name]
+        if self.best is None or self._gain(value, mode) > self.min_delta:
+            self.best, self.waited = value, 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            model.should_stop = True
+            print(f"EarlyStopping: {name} did not get better than {self.best:.6g} in {self.waited} epochs.")
+
+    def _gain(self, value, mode):
+        """How much better than the best; a NaN is never better, and anything is better than a NaN."""
+        if math.isnan(self.best):
+            return math.inf
+        gain = value - self.best if mode == "max" else self.best - value
+        return -math.inf if math.isnan(gain) else gain
+
+    def state_dict(self):
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state):
+        self.best, self.waited = state["best"], state["waited"]

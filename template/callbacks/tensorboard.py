@@ -1,0 +1,150 @@
+"""TensorBoard events under ``runs/<run>/``: open them with ``tensorboard --logdir runs``.
+
+Training and evaluation of one quantity share one chart: ``epoch/<name>`` (x: epoch) is written to the sub-folders
+``train`` and ``eval``. What is counted in updates has other tags: ``update/<loss>``, ``lr/<optimizer>``, ``weights/…``,
+``grads/…``.
+"""
+
+from pathlib import Path
+
+import torch
+
+from ..hooks import Callback
+from ..nested import first_tensor
+
+
+class TensorBoard(Callback):
+    """Scalars, histograms (``train_loop(write_params=True)``), the graph, hyper-parameters, images.
+
+    Args:
+        images: number of images of the first eval batch to write at each evaluation, when its first tensor is
+            [B, 1 or 3, H, W]; 0 writes none.
+    """
+
+    def __init__(self, images=0):
+        self.images = images
+        self._parts = {}             # "train" and "eval": their own writers
+        self._graph_wanted = None
+        self._gradients_wanted = False
+        self._images_wanted = False
+        self._hparams_written = False
+
+    def _part(self, model, part):
+        """The writer of a sub-folder, beside the run's own."""
+        if part not in self._parts:
+            self._parts[part] = type(model.writer)(str(Path(model.writer.log_dir) / part))
+        return self._parts[part]
+
+    def on_train_start(self, model):
+        self._gradients_wanted = model.write_params
+
+    def on_before_step(self, model):
+        if self._gradients_wanted and model.writer is not None:
+            self._gradients_wanted = False  # once an epoch: the gradients of its first update
+            for name, parameter in _named_parameters(model):
+                if parameter.grad is not None:
+                    model.writer.add_histogram(f"grads/{name}", parameter.grad, model.global_step)
+
+    def on_log(self, model, values):
+        if model.writer is None:
+            return
+        for name, value in values.items():
+            model.writer.add_scalar(f"update/{name}", value, model.global_step)
+        for index, optimizer in enumerate(model.optimizer_list):
+            model.writer.add_scalar(f"lr/{index}", optimizer.param_groups[0]["lr"], model.global_step)
+
+    def on_train_end(self, model, result):
+        if model.writer is None:
+            return
+        for name, value in result.items():
+            self._part(model, "train").add_scalar(f"epoch/{name}", value, model.epoch)
+        if model.write_params:
+            for name, parameter in _named_parameters(model):
+                model.writer.add_histogram(f"weights/{name}", parameter, model.global_step)
+
+    def on_eval_start(self, model):
+        self._images_wanted = self.images > 0
+
+    def on_eval_batch(self, model, batch):
+        if not self._images_wanted or model.writer is None:
+            return
+        self._images_wanted = False
+        images = first_tensor(batch)
+        if images is not None and images.dim() == 4 and images.shape[1] in (1, 3):
+            images = images[: self.images].detach().float().cpu()
+            low, high = images.min(), images.max()
+            model.writer.add_images("images", (images - low) / (high - low).clamp(min=1e-12), model.epoch)
+
+    def on_eval_result(self, model, result):
+        if model.writer is None:
+            return
+        for name, value in result.items():
+            if isinstance(value, float):
+                self._part(model, "eval").add_scalar(f"epoch/{name}", value, model.epoch)
+
+    def on_exit(self, model):
+        if model.writer is not None:
+            self._write_hparams(model)
+            model.writer.flush()
+        for writer in self._parts.values():
+            writer.flush()
+
+    def write_graph(self, model, example):
+        """The graph of ``inference(example)``. Event files with graphs are large, hence only on demand."""
+        if model.writer is None:
+            return
+        wrapped = _Inference(model)
+        try:
+            with torch.random.fork_rng():
+                model.writer.add_graph(wrapped.eval(), _moved(example, model.device))
+        except Exception as error:  # tracing raises whatever the model's Python does not stand
+            print(f"The graph is not written: this model cannot be traced ({type(error).__name__}: {error}).")
+        finally:
+            wrapped.restore()
+
+    def _write_hparams(self, model):
+        """Options and best values for the HPARAMS tab, in the run's own folder (``add_hparams`` would open a new one)."""
+        if self._hparams_written or not model.run_options or not model.best_metric:
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        options = {name: value if isinstance(value, (int, float, str, bool)) else str(value)
+                   for name, value in model.run_options.items()}
+        best = {f"best/{name}": value for name, value in model.best_metric.items()}
+        for summary in hparams(options, best):
+            model.writer.file_writer.add_summary(summary)
+        for name, value in best.items():
+            model.writer.add_scalar(name, value, model.epochs_done)
+        self._hparams_written = True
+
+
+def _named_parameters(model):
+    """(path, parameter) of what is trainable; ``a.b.c`` becomes ``a/b/c``, several models are numbered."""
+    for index, part in enumerate(model.model_list):
+        prefix = f"{index}/" if len(model.model_list) > 1 else ""
+        for name, parameter in part.named_parameters():
+            if parameter.requires_grad:
+                yield prefix + name.replace(".", "/"), parameter.detach()
+
+
+class _Inference(torch.nn.Module):
+    """``inference`` as one module, which is what ``add_graph`` can trace."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.parts = torch.nn.ModuleList(model.model_list)
+        self.modes = [(part, part.training) for part in self.parts.modules()]
+        self.inference = model.inference
+
+    def forward(self, *inputs):
+        return self.inference(inputs[0] if len(inputs) == 1 else inputs)
+
+    def restore(self):
+        for part, training in self.modes:
+            part.training = training
+
+
+def _moved(example, device):
+    if isinstance(example, (list, tuple)):
+        return tuple(value.to(device) for value in example)
+    return example.to(device)

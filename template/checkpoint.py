@@ -1,0 +1,376 @@
+"""Checkpoints: plain data, written atomically, verified when read, found by what they hold.
+
+    write(state, "check_point/run/last.pth")
+    state = read("check_point/run/last.pth")        # raises CheckpointError for a damaged file, executes nothing
+    path, skipped = newest("check_point/run")
+
+Keys of the 2021 format (``model{i}``, ``optimizer_list{i}``, ``global_step``, ``global_step_eval``, ``epoch``,
+``best_metric``, ``key_metric``) keep their names and meaning; files of that time load.
+"""
+
+import os
+import pickle
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import run_folder
+from .seeding import capture_rng, restore_rng
+
+FORMAT = 1
+_PLAIN = (torch.Tensor, int, float, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
+_PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel / DDP and by torch.compile
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be taken for a checkpoint; the message says why."""
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def write(state, path):
+    """Write so that ``path`` holds either the old file or the whole new one, also after a power cut.
+
+    Raises:
+        TypeError: the state holds something that ``weights_only=True`` could not load again.
+        OSError: no space, no right, no folder; the old file is untouched.
+    """
+    path = Path(path)
+    _refuse_objects(state, "state")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder):
+    """Make the rename itself durable; Windows cannot open folders and does not need it."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _refuse_objects(value, where):
+    """Only what loads under ``weights_only=True``: found now, not at the restart that needs the file."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _refuse_objects(part, f"{where}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for index, part in enumerate(value):
+            _refuse_objects(part, f"{where}[{index}]")
+    elif not isinstance(value, _PLAIN) or isinstance(value, np.generic):
+        raise TypeError(
+            f"A checkpoint holds tensors, numbers, strings, lists and dicts only; {where} is a "
+            f"{type(value).__module__}.{type(value).__qualname__}. Return plain data from state_dict()."
+        )
+
+
+def read(path):
+    """The state in ``path``, on the CPU, its checksums verified.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: damaged, cut short, not a checkpoint, or holding objects instead of plain data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No checkpoint at {path}.")
+    try:
+        if zipfile.is_zipfile(path):  # files from before torch 1.6 are not
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch.load does not look at the CRCs
+            if damaged:
+                raise CheckpointError(f"{path} is damaged: the checksum of its record {damaged} is wrong.")
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} was refused: it is damaged or holds objects, which could run code when loaded. A checkpoint holds "
+            f"plain data only. Nothing of it was executed. ({_first_line(error)})"
+        ) from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, OverflowError, NotImplementedError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is damaged or cut short: {_first_line(error)}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, not the dict of a checkpoint.")
+    return state
+
+
+def _numpy_scalars():
+    """Metrics in old files may be numpy numbers; these classes only rebuild a number."""
+    multiarray = getattr(np, "_core", None) or np.core
+    dtypes = {type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")}
+    return [multiarray.multiarray.scalar, np.dtype, *dtypes]
+
+
+def _first_line(error):
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def link(source, target):
+    """Give a checkpoint a second name without writing it twice; a copy where the file system has no links."""
+    source, target = Path(source), Path(target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def write_last(state, folder, source=None):
+    """Make ``state`` the folder's ``last.pth``; the one before it stays beside it as ``previous.pth``.
+
+    Args:
+        source: a file that already holds this state and only needs the name.
+    """
+    last = Path(folder) / "last.pth"
+    if last.exists():
+        link(last, last.with_name("previous.pth"))
+    if source is not None:
+        link(source, last)
+    else:
+        write(state, last)
+
+
+def epoch_files(folder):
+    """``epoch<N>.pth`` by number, lowest first."""
+    numbered = [(int(match[1]), path) for path in Path(folder).glob("epoch*.pth")
+                if (match := re.fullmatch(r"epoch(\d+)\.pth", path.name))]
+    return [path for _, path in sorted(numbered)]
+
+
+def keep_newest(folder, count):
+    """Delete all but the ``count`` highest-numbered ``epoch<N>.pth``; None keeps all."""
+    if count is not None:
+        for path in epoch_files(folder)[:-count]:
+            path.unlink()
+
+
+def newest(folder):
+    """The resumable checkpoint of ``folder`` that is furthest in training, by content and not by name or clock.
+
+    Returns:
+        ``(path, state, skipped)``: path and state are None when there is none; skipped holds one message per file
+        that could not be used.
+    """
+    folder = Path(folder)
+    found, skipped = (None, None, (-1, -1)), []
+    for path in [folder / "last.pth", folder / "previous.pth", *reversed(epoch_files(folder))]:
+        if not path.exists() or found[0] is not None and path.name.startswith("epoch"):
+            continue  # epoch files are never newer than a readable last.pth
+        try:
+            state = read(path)
+        except (CheckpointError, OSError) as error:
+            skipped.append(str(error))
+            continue
+        if "optimizer_list0" not in state:
+            skipped.append(f"{path} holds weights only.")
+            continue
+        progress = (state.get("global_step", 0), state.get("epochs_done", state.get("epoch", 0)))
+        if progress > found[2]:
+            found = (path, state, progress)
+    return found[0], found[1], skipped
+
+
+# --- what a checkpoint holds ----------------------------------------------------------------------------------------
+
+
+def collect(model, optim=True):
+    """The state of a ``TemplateModel`` as plain data; ``optim=False`` leaves what only continuing needs."""
+    state = {f"model{i}": _clean(unwrap(part).state_dict()) for i, part in enumerate(model.model_list)}
+    state |= {
+        "format": FORMAT,
+        "global_step": model.global_step,
+        "global_step_eval": model.global_step_eval,
+        "epoch": model.epoch,
+        "best_metric": dict(model.best_metric),
+        "best_epoch": dict(model.best_epoch),
+        "key_metric": model.key_metric,
+        "seed": model.seed,
+        "run_name": model.run_name,
+    }
+    if optim:
+        state |= {f"optimizer_list{i}": optimizer.state_dict() for i, optimizer in enumerate(model.optimizer_list)}
+        state |= {
+            "epochs_done": model.epochs_done,
+            "batch": model.batches_done,
+            "should_stop": model.should_stop,
+            "losses": model.running_losses.state_dict(),
+            "schedule": model.lr_schedule.state_dict(),
+            "stepper": model.stepper.state_dict(),
+            "callbacks": {name: callback.state_dict() for name, callback in _with_state(model.hooks.callbacks)},
+            "rng": capture_rng(),
+        }
+    return state
+
+
+def apply(model, state, optim=True, strict=True):
+    """Put a state into a ``TemplateModel``; nothing is changed when it does not fit.
+
+    Returns:
+        Messages about what the state lacks or what was left out.
+
+    Raises:
+        ValueError: the weights do not fit and ``strict`` is set, or a model has none in the state.
+    """
+    weights, notes = _fitting_weights(model.model_list, state, strict)
+    for part, own in zip(model.model_list, weights):
+        unwrap(part).load_state_dict(own, strict=False)
+    model.global_step = state.get("global_step", 0)
+    model.global_step_eval = state.get("global_step_eval", 0)
+    model.epoch = state.get("epoch", 0)
+    model.best_metric = {name: float(value) for name, value in state.get("best_metric", {}).items()}
+    model.best_epoch = dict(state.get("best_epoch", {}))
+    model.key_metric = model.key_metric or state.get("key_metric")
+    model.epochs_done = state.get("epochs_done", model.epoch)
+    if optim:
+        notes += _apply_training_state(model, state)
+    return notes
+
+
+def _apply_training_state(model, state):
+    notes = []
+    if "schedule" in state:
+        model.lr_schedule.load_state_dict(state["schedule"])
+    else:  # a file of the 2021 format
+        model.lr_schedule.fast_forward(model.epochs_done, model.global_step)
+    for i, optimizer in enumerate(model.optimizer_list):
+        if f"optimizer_list{i}" in state:
+            optimizer.load_state_dict(state[f"optimizer_list{i}"])
+        else:
+            notes.append(f"optimizer {i} starts afresh: the file holds no optimizer_list{i}")
+    if "stepper" in state:
+        model.batches_done = state["batch"]
+        model.should_stop = state["should_stop"]
+        model.running_losses.load_state_dict(state["losses"])
+        model.stepper.load_state_dict(state["stepper"])
+        saved = dict(state["callbacks"])
+        for name, callback in _with_state(model.hooks.callbacks):
+            if name in saved:
+                callback.load_state_dict(saved.pop(name))
+            else:
+                notes.append(f"callback {name} starts afresh: the file holds no state of it")
+        notes += [f"the state of callback {name} is not used: there is no such callback now" for name in saved]
+        restore_rng(state["rng"])
+    return notes
+
+
+def _with_state(callbacks):
+    """(name, callback) of those with state; the second of a class is ``Name#2``."""
+    seen = {}
+    for callback in callbacks:
+        if hasattr(callback, "state_dict"):
+            name = type(callback).__name__
+            seen[name] = seen.get(name, 0) + 1
+            yield (name if seen[name] == 1 else f"{name}#{seen[name]}"), callback
+
+
+def _fitting_weights(models, state, strict):
+    """The weights of each model that fit it, and messages on the rest; see ``apply``."""
+    weights, notes = [], []
+    for i, part in enumerate(models):
+        if f"model{i}" not in state:
+            keys = [key for key in state if key.startswith("model")]
+            raise ValueError(f"model_list has {len(models)} models, the file holds {keys or 'none'}: model{i} is missing.")
+        saved, own = _clean(state[f"model{i}"]), unwrap(part).state_dict()
+        own = {_clean_key(key): (key, value) for key, value in own.items()}
+        shapes = {key: (tuple(saved[key].shape), tuple(own[key][1].shape)) for key in saved.keys() & own.keys()
+                  if hasattr(own[key][1], "shape")}
+        mismatched = sorted(key for key, (there, here) in shapes.items() if there != here)
+        missing, unexpected = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+        problems = [f"missing in the file: {missing}"] * bool(missing)
+        problems += [f"unknown to the model: {unexpected}"] * bool(unexpected)
+        problems += [f"of another shape: {[f'{key} {shapes[key][0]}, here {shapes[key][1]}' for key in mismatched]}"] * bool(
+            mismatched)
+        if problems and strict:
+            raise ValueError(
+                f"The weights do not fit model{i} ({type(part).__name__}): {'; '.join(problems)}. Nothing was loaded. "
+                "Build the model as it was, or load what fits with strict=False."
+            )
+        notes += [f"model{i}: {problem}" for problem in problems]
+        weights.append({own[key][0]: saved[key] for key in saved.keys() & own.keys() if key not in mismatched})
+    return weights, notes
+
+
+def unwrap(model):
+    """The user's own module inside DataParallel, DDP or ``torch.compile``."""
+    while hasattr(model, "_orig_mod") or isinstance(
+            model, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
+        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
+    return model
+
+
+def _clean(state_dict):
+    return {_clean_key(key): value for key, value in state_dict.items()}
+
+
+def _clean_key(key):
+    for prefix in _PREFIXES:
+        key = key.removeprefix(prefix)
+    return key.replace("._orig_mod.", ".")
+
+
+# --- finding the run to continue ------------------------------------------------------------------------------------
+
+
+def find_state(model, name):
+    """The checkpoint that ``load_state(name)`` means, as ``(path, state)``; "auto" may find none: ``(None, None)``.
+
+    A run that is found beside the present one, or whose ``last.pth`` is named, is continued in its own folder when the
+    present folder is only the default.
+    """
+    if name != "auto":
+        path = Path(name)
+        if name in ("best", "last"):
+            path = Path(model.ckpt_dir) / f"{name}.pth"
+        state = read(path)
+        if path.name == "last.pth":
+            _continue_in(model, path.absolute().parent, state)
+        return path, state
+    folders = [Path(model.ckpt_dir).absolute()]
+    if run_folder.is_time_stamped(model.ckpt_dir):
+        folders += [folder for folder in run_folder.runs_beside(model.ckpt_dir) if folder != folders[0]]
+    for folder in folders:
+        path, state, skipped = newest(folder)
+        for message in skipped:
+            print(f"skipped: {message}")
+        if state is not None:
+            _continue_in(model, folder, state)
+            return path, state
+    print("load_state('auto'): there is no checkpoint to continue from; training starts from scratch.")
+    return None, None
+
+
+def _continue_in(model, folder, state):
+    """Move the run that just began, with what it logged, into the folder of the one it continues."""
+    here = Path(model.ckpt_dir).absolute()
+    if model.stdout_logger is None:  # loading without check_init: nothing began
+        return
+    if folder != here:
+        if not run_folder.is_time_stamped(here):
+            return
+        log = Path(model.stdout_logger.filename)
+        model.stdout_logger.move(folder / log.name)
+        log.unlink()
+        run_folder.move_config(here, folder)
+        if not any(here.iterdir()):
+            here.rmdir()
+        model.ckpt_dir = os.path.relpath(folder)
+    model.run_name = state.get("run_name") or model.run_name

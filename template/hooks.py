@@ -1,0 +1,112 @@
+"""Named moments of training, and the table of who wants to hear of them.
+
+A callback overrides the moments it cares about::
+
+    class PrintLoss(Callback):
+        def on_log(self, model, values):
+            print(model.global_step, values["tol_loss"])
+
+    trainer.callbacks = [PrintLoss()]
+
+The table is built once, so a moment nobody listens to costs an empty loop. Callbacks return nothing: what the
+loop needs a result from is a method of ``TemplateModel`` to override, not an event.
+"""
+
+EVENTS = (
+    "on_train_start",  # (model)          before the first batch of an epoch
+    "on_batch",        # (model, batch)   before the forward of each training batch, which is on the device
+    "on_before_step",  # (model)          gradients are complete and unscaled, not yet clipped
+    "on_after_step",   # (model)          the weights were updated, global_step counts the update
+    "on_log",          # (model, values)  every log_per_step updates: means over the window, floats on the host
+    "on_train_end",    # (model, result)  means over the epoch's samples
+    "on_eval_start",   # (model)
+    "on_eval_batch",   # (model, batch)   after the batch was scored
+    "on_eval_result",  # (model, result)  losses and metrics of the whole evaluation
+    "on_eval_end",     # (model)          clean-up: also after an error in the evaluation
+    "on_exit",         # (model)          clean-up: training is over, stopped or failed
+)
+
+
+class Callback:
+    """Base class with every event as a no-op.
+
+    A callback writes its own state, the weights between ``on_eval_start`` and ``on_eval_end``, the gradients in
+    ``on_before_step`` and ``model.should_stop``; nothing else of the model. One with state defines ``state_dict()``
+    and ``load_state_dict(state)`` and travels in the checkpoint.
+    """
+
+    def on_train_start(self, model):
+        pass
+
+    def on_batch(self, model, batch):
+        pass
+
+    def on_before_step(self, model):
+        pass
+
+    def on_after_step(self, model):
+        pass
+
+    def on_log(self, model, values):
+        pass
+
+    def on_train_end(self, model, result):
+        pass
+
+    def on_eval_start(self, model):
+        pass
+
+    def on_eval_batch(self, model, batch):
+        pass
+
+    def on_eval_result(self, model, result):
+        pass
+
+    def on_eval_end(self, model):
+        pass
+
+    def on_exit(self, model):
+        pass
+
+
+class Hooks:
+    """For each event a tuple of bound methods, in the callbacks' order; an event nobody overrides is ``()``.
+
+    Raises:
+        ValueError: a callback has a method named ``on_…`` that is no event.
+    """
+
+    def __init__(self, callbacks=()):
+        self.callbacks = tuple(callbacks)
+        for callback in self.callbacks:
+            unknown = [name for name in dir(callback) if name.startswith("on_") and name not in EVENTS]
+            if unknown:
+                raise ValueError(
+                    f"A callback's on_… methods must be events. {type(callback).__name__} has {unknown}; the events "
+                    f"are {list(EVENTS)}. Rename the method, or drop the 'on_' if it is a helper."
+                )
+        for event in EVENTS:
+            setattr(self, event, tuple(self._listeners(event)))
+
+    def remove(self, callback):
+        """Take a callback out, also while an event is being handed round."""
+        self.__init__(other for other in self.callbacks if other is not callback)
+
+    def _listeners(self, event):
+        no_op = getattr(Callback, event)
+        for callback in self.callbacks:
+            method = getattr(callback, event, None)
+            if method is not None and getattr(method, "__func__", None) is not no_op:
+                yield method
+
+
+def run_all(listeners, *args):
+    """Call every listener of a clean-up event even if one fails; raise the first failure at the end."""
+    failure = None
+    for listener in listeners:
+        try:
+            listener(*args)
+        except Exception as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure

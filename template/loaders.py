@@ -1,0 +1,253 @@
+"""Batches in an order that depends on (seed, epoch) alone, from any loader, starting at any batch.
+
+    batches = make_batches(DataLoader(dataset, 32, shuffle=True), seed=1, device="cuda")
+    for batch in batches.epoch(3, start=20):        # the third epoch from its 21st batch on; none before it is read
+        ...
+
+The user's ``DataLoader`` is read through a copy of it that takes its index lists from a seeded run of the user's own
+sampler, and seeds the dataset's randomness per batch: the same stream for any number of workers and restarts.
+Datasets that are iterated (``IterableDataset``, a list, a generator function's object) are replayed instead.
+
+``TensorLoader`` serves data that fits in memory by slicing whole tensors.
+"""
+
+import itertools
+from contextlib import contextmanager
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from .nested import to_device
+from .seeding import derive, sample_rng
+
+_ORDER = -1  # in the place of a batch number: the key of the epoch's order
+
+
+def make_batches(loader, seed, device):
+    """Wrap what the user gave as a loader.
+
+    Args:
+        loader: a ``DataLoader``, a ``TensorLoader``, any iterable of batches, or a dict of these, which gives batches
+            ``{name: batch}`` until the longest is through; the shorter ones start over.
+        seed: integer; with the epoch it determines the order.
+        device: where the batches go.
+    """
+    if isinstance(loader, dict):
+        return JointBatches({name: make_batches(part, seed, device) for name, part in loader.items()})
+    if isinstance(loader, TensorLoader):
+        return _TensorBatches(loader, seed, device)
+    plain = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
+    if plain and not isinstance(loader.dataset, IterableDataset):
+        return _MapBatches(loader, seed, device)
+    return _ReplayedBatches(loader, seed, device)
+
+
+class _ReplayedBatches:
+    """Any iterable: its order is its own, seeded per epoch as far as it uses the global generators."""
+
+    def __init__(self, loader, seed, device):
+        self.loader, self.seed, self.device = loader, seed, device
+
+    def __len__(self):
+        return len(self.loader)
+
+    def epoch(self, epoch, start=0):
+        if hasattr(self.loader, "set_epoch"):
+            self.loader.set_epoch(epoch)
+        with sample_rng(derive(self.seed, epoch, _ORDER)):
+            iterator = iter(self.loader)
+        for number in itertools.count():
+            with sample_rng(derive(self.seed, epoch, number)):
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
+            if number >= start:
+                yield to_device(batch, self.device)
+
+    def first(self):
+        return next(self.epoch(0))
+
+
+class _MapBatches:
+    """A ``DataLoader`` over a map-style dataset."""
+
+    def __init__(self, loader, seed, device):
+        self.loader, self.seed, self.device = loader, seed, device
+        self.indices = []  # of the epoch's remaining batches; what the copy below iterates over
+        self.dataset = _SeededDataset(loader.dataset, loader.collate_fn, batched=loader.batch_sampler is not None)
+        self.copy = None
+
+    def __len__(self):
+        return len(self.loader)
+
+    def epoch(self, epoch, start=0):
+        self.indices[:] = self._tagged(epoch, start)
+        if self.copy is None:
+            self.copy = self._copy_of_loader()
+        self.copy.generator.manual_seed(derive(self.seed, epoch, _ORDER))  # workers' base seed; never the global one
+        for batch in self.copy:
+            yield to_device(batch, self.device)
+
+    def first(self):
+        """The first batch of "epoch 0", read in this process: no worker is started for it."""
+        return to_device(self.dataset[self._tagged(0, 0)[0]], self.device)
+
+    def _tagged(self, epoch, start):
+        """Run the user's sampler under the epoch's seed: ``[(seed of the batch, its indices), …]``."""
+        loader, seed = self.loader, derive(self.seed, epoch, _ORDER)
+        sampler = loader.batch_sampler if loader.batch_sampler is not None else loader.sampler
+        parts = [sampler, loader.sampler, getattr(sampler, "sampler", None)]
+        for part in parts:
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+        own = [loader.generator, *(getattr(part, "generator", None) for part in parts)]
+        with sample_rng(seed), _reseeded([generator for generator in own if generator is not None], seed):
+            lists = list(sampler)
+        return [(derive(self.seed, epoch, number), indices)
+                for number, indices in enumerate(lists[start:], start)]
+
+    def _copy_of_loader(self):
+        loader = self.loader
+        options = {name: getattr(loader, name) for name in _KEPT_OPTIONS if hasattr(loader, name)}
+        return DataLoader(self.dataset, batch_size=None, sampler=self.indices, collate_fn=_unchanged,
+                          generator=torch.Generator(), **options)
+
+
+_KEPT_OPTIONS = ("num_workers", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context",
+                 "prefetch_factor", "persistent_workers", "in_order")
+
+
+def _unchanged(batch):
+    return batch
+
+
+@contextmanager
+def _reseeded(generators, seed):
+    """A generator that the user gave to loader or sampler decides the order: seed it meanwhile."""
+    states = [generator.get_state() for generator in generators]
+    for generator in generators:
+        generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states):
+            generator.set_state(state)
+
+
+class _SeededDataset:
+    """Reads and collates one tagged batch with the dataset's randomness seeded; picklable for workers."""
+
+    def __init__(self, dataset, collate_fn, batched):
+        self.dataset, self.collate_fn, self.batched = dataset, collate_fn, batched
+
+    def __getitem__(self, tagged):
+        seed, indices = tagged
+        with sample_rng(seed):
+            if not self.batched:
+                return self.collate_fn(self.dataset[indices])
+            if getattr(self.dataset, "__getitems__", None):
+                return self.collate_fn(self.dataset.__getitems__(indices))
+            return self.collate_fn([self.dataset[index] for index in indices])
+
+    def __len__(self):
+        return len(self.dataset)
+
+
+class JointBatches:
+    """One batch of each loader per step, ``{name: batch}``; a shorter loader starts over in another order."""
+
+    def __init__(self, parts):
+        self.parts = parts
+
+    def __len__(self):
+        return max(len(part) for part in self.parts.values())
+
+    def epoch(self, epoch, start=0):
+        rounds = {name: self._endless(part, epoch, start) for name, part in self.parts.items()}
+        for _ in range(start, len(self)):
+            yield {name: next(batches) for name, batches in rounds.items()}
+
+    @staticmethod
+    def _endless(part, epoch, start):
+        first_round, start = divmod(start, len(part))
+        for number in itertools.count(first_round):
+            yield from part.epoch(derive(epoch, number) if number else epoch, start)
+            start = 0
+
+    def first(self):
+        return {name: part.first() for name, part in self.parts.items()}
+
+
+class TensorLoader:
+    """Batches of tensors that are in memory, by slicing: no per-sample Python.
+
+        train_loader = TensorLoader(images, labels, batch_size=512, shuffle=True, transform=crop_and_flip)
+
+    Args:
+        *tensors: with equal first dimensions N. Moved to ``device`` as a whole.
+        batch_size: samples per batch.
+        shuffle: a new order every epoch, from (seed, epoch).
+        drop_last: leave out a short last batch.
+        transform: called with the batch's tensors, returns the batch; its randomness is seeded per batch.
+        device: None leaves the tensors where they are.
+
+    Raises:
+        ValueError: no tensors, different lengths, or a batch size below 1.
+    """
+
+    def __init__(self, *tensors, batch_size, shuffle=False, drop_last=False, transform=None, device=None):
+        lengths = [len(tensor) for tensor in tensors]
+        if len(set(lengths)) != 1:
+            raise ValueError(f"TensorLoader needs tensors of one length, got lengths {lengths}.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        self.tensors = tuple(tensor.to(device) if device is not None else tensor for tensor in tensors)
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.transform = transform
+
+    def __len__(self):
+        full, rest = divmod(len(self.tensors[0]), self.batch_size)
+        return full + bool(rest and not self.drop_last)
+
+    def __iter__(self):
+        """On its own, outside a trainer: an order from torch's global generator, as a ``DataLoader`` would."""
+        return self.epoch(int(torch.randint(1 << 62, ())), 0)
+
+    def epoch(self, seed, epoch, start=0):
+        """Batches of one epoch from batch ``start`` on."""
+        order_N = self._order(seed, epoch)
+        for number in range(start, len(self)):
+            chosen = slice(number * self.batch_size, (number + 1) * self.batch_size)
+            chosen = order_N[chosen] if self.shuffle else chosen
+            batch = tuple(tensor[chosen] for tensor in self.tensors)
+            if self.transform is not None:
+                devices = {tensor.device for tensor in batch if tensor.is_cuda}
+                with sample_rng(derive(seed, epoch, number), devices):
+                    batch = self.transform(*batch)
+            yield batch
+
+    def _order(self, seed, epoch):
+        """Permuted on the CPU, so that every device gives the same order."""
+        if not self.shuffle:
+            return None
+        generator = torch.Generator().manual_seed(derive(seed, epoch, _ORDER))
+        order_N = torch.randperm(len(self.tensors[0]), generator=generator)
+        return order_N.to(self.tensors[0].device)
+
+
+class _TensorBatches:
+    def __init__(self, loader, seed, device):
+        self.loader, self.seed, self.device = loader, seed, device
+
+    def __len__(self):
+        return len(self.loader)
+
+    def epoch(self, epoch, start=0):
+        for batch in self.loader.epoch(self.seed, epoch, start):
+            yield to_device(batch, self.device)
+
+    def first(self):
+        return next(self.epoch(0))

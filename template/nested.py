@@ -1,0 +1,41 @@
+"""Nested batches: tuples, lists and dicts of tensors, however deep.
+
+    batch = to_device({"image": x, "target": (y, z)}, "cuda")
+    batch_size = first_tensor(batch).shape[0]
+"""
+
+import torch
+
+
+def to_device(batch, device):
+    """The same nesting of tuples, lists and dicts with every tensor on ``device``; the rest is passed through."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        moved = batch.copy()
+        moved.update((key, to_device(value, device)) for key, value in batch.items())
+        return moved
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch.to(device) if hasattr(batch, "to") else batch
+
+
+def first_tensor(batch):
+    """The first tensor with at least one dimension in a nested batch, or None."""
+    if isinstance(batch, torch.Tensor):
+        return batch if batch.dim() else None
+    if isinstance(batch, dict):
+        batch = batch.values()
+    elif not isinstance(batch, (list, tuple)):
+        return None
+    return next((tensor for tensor in map(first_tensor, batch) if tensor is not None), None)
+
+
+def loader_length(loader):
+    """``len(loader)``, or None where there is none."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None

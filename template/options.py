@@ -1,0 +1,57 @@
+"""Command-line options from a dataclass, with nothing but the standard library.
+
+    @dataclass
+    class Options:
+        epochs: int = option(30, "passes over the training data")
+        lr: float = option(1e-3, "learning rate at the end of the warm-up")
+        resume: str | None = option(None, "auto, or the path of a checkpoint")
+
+    options = parse_options(Options)        # python train.py --epochs 5 --lr 3e-4
+
+``--batch-size`` and ``--batch_size`` are one option; an unknown or abbreviated one is an error. For a YAML file beside
+the command line, hand the same dataclass to ``jsonargparse.CLI``.
+"""
+
+import argparse
+import dataclasses
+import types
+import typing
+
+
+def option(default, help_text):
+    """A dataclass field with a default and the text that ``--help`` shows."""
+    return dataclasses.field(default=default, metadata={"help": help_text})
+
+
+def parse_options(options_class, argv=None):
+    """Build an ``options_class`` from the command line.
+
+    Args:
+        options_class: a dataclass whose fields are int, float, str, bool or ``T | None`` of these, with defaults.
+        argv: list of arguments; None takes ``sys.argv[1:]``.
+
+    Raises:
+        SystemExit: an unknown option or a value of the wrong type, after argparse has said which.
+    """
+    parser = argparse.ArgumentParser(
+        description=options_class.__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    hints = typing.get_type_hints(options_class)
+    for field in dataclasses.fields(options_class):
+        names = list(dict.fromkeys(["--" + field.name.replace("_", "-"), "--" + field.name]))
+        kind = _plain_type(hints[field.name])
+        described = {"default": field.default, "help": field.metadata.get("help", " "), "dest": field.name}
+        if kind is bool:
+            parser.add_argument(*names, action=argparse.BooleanOptionalAction, **described)
+        else:
+            parser.add_argument(*names, type=kind, metavar=kind.__name__.upper(), **described)
+    return options_class(**vars(parser.parse_args(argv)))
+
+
+def _plain_type(hint):
+    """``int | None`` -> ``int``: on the command line an option that is not given stays None."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (hint,) = [part for part in typing.get_args(hint) if part is not type(None)]
+    return hint

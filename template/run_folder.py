@@ -1,0 +1,131 @@
+"""Where a run leaves what it makes, and what would make it again.
+
+``check_point/<run>/`` holds log, history, checkpoints and ``config.json``; ``runs/<run>/`` the TensorBoard events.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = "./check_point"
+TENSORBOARD_ROOT = "./runs"
+_TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")
+
+
+def time_stamp():
+    """A run's name when none is given: sortable, and legal in file names everywhere."""
+    return time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def make_folder(path):
+    """Create ``path``; a time-stamped name that is taken gets a number. Returns the path as a string.
+
+    Raises:
+        OSError: it cannot be created or written to; the message names it.
+    """
+    path = Path(path)
+    if _TIME_STAMP.fullmatch(path.name):
+        taken, number = path, 2
+        while path.exists():
+            path, number = taken.with_name(f"{taken.name}_{number}"), number + 1
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"ckpt_dir must be writable, and {path} is not. Choose another folder.")
+    return str(path)
+
+
+def free_run_name(name):
+    """``name``, or with a time stamp when TensorBoard already shows a run of that name."""
+    return f"{name}_{time_stamp()}" if (Path(TENSORBOARD_ROOT) / name).exists() else name
+
+
+def runs_beside(ckpt_dir):
+    """The time-stamped run folders next to ``ckpt_dir``, newest first."""
+    folders = [path for path in Path(ckpt_dir).absolute().parent.glob("*") if _TIME_STAMP.fullmatch(path.name)]
+    return sorted(folders, reverse=True)
+
+
+def is_time_stamped(ckpt_dir):
+    return _TIME_STAMP.fullmatch(Path(ckpt_dir).name) is not None
+
+
+def as_dict(arg):
+    """An argparse Namespace, dataclass, dict or None as a dict."""
+    if arg is None:
+        return {}
+    if dataclasses.is_dataclass(arg):
+        return dataclasses.asdict(arg)
+    return dict(vars(arg)) if isinstance(arg, argparse.Namespace) or hasattr(arg, "__dict__") else dict(arg)
+
+
+def announce(model):
+    """Print what this run is, and write it to ``config.json``."""
+    where = torch.cuda.get_device_name() if torch.device(model.device).type == "cuda" else model.device
+    print(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} | {model.ckpt_dir} | {where} | seed {model.seed} ===")
+    for name, value in model.run_options.items():
+        print(f"  {name}: {value}")
+    kinds = (int, float, str, bool, list, dict, type(None))
+    settings = {name: getattr(model, name) for name in sorted(model.attribute_names)
+                if not name.startswith("_") and isinstance(getattr(model, name), kinds)}
+    write_config(model.ckpt_dir, model.run_options, settings)
+
+
+def write_config(folder, options, settings):
+    """``config.json``: what reproduces the run. One more entry is added at each start of the same run."""
+    start = {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": sys.argv,
+        "options": options,
+        "settings": settings,
+        "environment": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "platform": platform.platform(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "commit": _git_commit(),
+        },
+    }
+    _add_to_config(Path(folder) / "config.json", [start])
+
+
+def _add_to_config(path, starts):
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    path.write_text(json.dumps(earlier + starts, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def move_config(source, target):
+    """The starts noted in ``source`` go on in ``target``: the run turned out to be a continued one."""
+    path = Path(source) / "config.json"
+    _add_to_config(Path(target) / "config.json", json.loads(path.read_text(encoding="utf-8")))
+    path.unlink()
+
+
+def _git_commit():
+    """The commit of the working directory, "-dirty" when files differ from it; None outside a repository."""
+    try:
+        answer = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"],
+                                capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def make_writer(run_name):
+    """The run's ``SummaryWriter``, or None, having said so, where the tensorboard package is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # heavy: only when something is written
+    except ImportError:
+        print("TensorBoard events are not written: the package is missing. pip install tensorboard")
+        return None
+    return SummaryWriter(str(Path(TENSORBOARD_ROOT) / run_name))

@@ -1,0 +1,130 @@
+"""What a ``TemplateModel`` can be asked around its loop: predictions, learning rates, reports, the names of 2021.
+
+Base class of ``TemplateModel``, so that ``template.py`` holds the training alone. It keeps no state of its own.
+"""
+
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+from . import checkpoint, run_folder
+from .defaults import input_of
+from .loaders import make_batches
+from .summary import print_summary
+
+
+class RunTools:
+    """Methods that read the state of a training, or change its learning rate."""
+
+    @property
+    def test_loader(self):
+        return self.eval_loader
+
+    @test_loader.setter
+    def test_loader(self, loader):
+        self.eval_loader = loader
+
+    @property
+    def warm_up_type(self):
+        return self.warm_up_mode
+
+    @warm_up_type.setter
+    def warm_up_type(self, mode):
+        self.warm_up_mode = mode
+
+    @property
+    def writer(self):
+        """The run's TensorBoard ``SummaryWriter``, made when first asked for; None when TensorBoard is off or absent."""
+        if self._writer == "auto" and self.hooks is not None:
+            self._writer = run_folder.make_writer(self.run_name)
+        return None if self._writer == "auto" else self._writer
+
+    @writer.setter
+    def writer(self, writer):
+        self._writer = writer
+
+    def predict(self, loader):
+        """``inference`` on every batch of ``loader``, joined, on the CPU; works before ``check_init`` too.
+
+        Args:
+            loader: batches ``x``, ``(x,)`` or ``(x, …, y)``, whose label is left off, or dicts, which go in whole. A tensor
+                counts as one batch.
+        """
+        device = torch.device(self.device)
+        batches = [loader.to(device)] if isinstance(loader, torch.Tensor) else make_batches(loader, 0, device).epoch(0)
+        autocast = self.autocast if self.stepper is not None else nullcontext
+        with eval_mode(self.model_list), torch.no_grad(), autocast():
+            return torch.cat([self.inference(input_of(batch, self.model_list)).cpu() for batch in batches])
+
+    def save_model(self, fname):
+        """Pickle the whole modules as ``{"model0": …}``: ``torch.load(fname, weights_only=False)`` gives them back where
+        their classes can be imported. For a file that outlives the code, use ``save_state``."""
+        torch.save({f"model{i}": checkpoint.unwrap(model) for i, model in enumerate(self.model_list)}, fname)
+        print(f"save model at {fname}")
+
+    def update_lr_scheduler(self, key_metric=None, avg_batch_loss=None):
+        """Step warm-up or schedule for the present epoch; ``train_loop`` and ``eval`` already do, and one epoch counts
+        once."""
+        self.lr_schedule.after_epoch(self.epoch, key_metric, avg_batch_loss)
+
+    def change_lr(self, lr_list):
+        """Set the rate of every group of each optimizer; schedules go on in proportion.
+
+        Args:
+            lr_list: one rate per optimizer.
+        """
+        if len(lr_list) != len(self.optimizer_list):
+            raise ValueError(f"lr_list needs one rate per optimizer ({len(self.optimizer_list)}), got {lr_list!r}.")
+        for index, (optimizer, lr) in enumerate(zip(self.optimizer_list, lr_list)):
+            ratios = [lr / group["lr"] if group["lr"] else 1.0 for group in optimizer.param_groups]
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            if self.lr_schedule is not None:
+                self.lr_schedule.rescale(index, ratios)
+
+    def num_parameters(self):
+        """Print and return the number of trainable parameters over all models."""
+        count = sum(p.numel() for model in self.model_list for p in model.parameters() if p.requires_grad)
+        self._say(f"Trainable parameters: {count:,}")
+        return count
+
+    def get_model_info(self, fake_inp):
+        """Print a table of layers for ``fake_inp``, an input with batch dimension, and write the graph to TensorBoard."""
+        with self.stdout_logger:
+            print_summary(self, fake_inp)
+            for callback in self.hooks.callbacks:
+                if hasattr(callback, "write_graph"):
+                    callback.write_graph(self, fake_inp)
+
+    def print_best_metrics(self):
+        self._say("Best metrics:", *(f"  {name}: {value:.6g} (epoch {self.best_epoch.get(name, '?')})"
+                                     for name, value in self.best_metric.items()))
+
+    def print_final_lr(self):
+        self._say("Final learning rate:", *(f"  optimizer {i}: {[group['lr'] for group in optimizer.param_groups]}"
+                                            for i, optimizer in enumerate(self.optimizer_list)))
+
+    def print_all_member(self, print_model=False):
+        """Print every attribute that was set; loaders, internals and, unless asked for, the models are left out."""
+        hidden = {"best_metric", "train_loader", "eval_loader", "hooks", "stepper", "schedule", "logger", "losses"}
+        hidden |= set() if print_model else {"model_list"}
+        self._say("Template config:", *(f"  {name}: {value}" for name, value in vars(self).items()
+                                        if name not in hidden and not name.startswith("_")))
+
+    def _say(self, *lines):
+        """Print into the log too, also when training has given stdout back."""
+        with self.stdout_logger or nullcontext():
+            print("\n".join(lines))
+
+
+@contextmanager
+def eval_mode(models):
+    """All models in eval mode, every part back in its own mode afterwards."""
+    modes = [(part, part.training) for model in models for part in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -1,0 +1,192 @@
+"""How one update is carried out: accumulation, mixed precision, clipping, the order of the optimizers.
+
+    for group in stepper.groups(batches):           # the micro-batches of one update
+        for batch, num_samples in group:
+            with stepper.autocast():
+                loss = …
+            stepper.backward(loss)                  # weighted by the micro-batch's share of the group's samples
+        stepper.finish_group()
+
+What is switched off is a null object, so the steps read the same with and without it. A *micro-batch* is what the
+loader gives; an *update* is one step of the optimizers, over ``accumulate_steps`` micro-batches.
+"""
+
+from contextlib import nullcontext
+
+import torch
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Stepper:
+    """Built once by ``check_init``.
+
+    Args:
+        optimizers: list of optimizers; zeroed and stepped from the last to the first.
+        device: ``torch.device`` of the models.
+        accumulate_steps: micro-batches per update, at least 1.
+        amp: None, "bf16" or "fp16"; fp16 scales the loss.
+        clip_grad: see ``make_clip``.
+        count_samples: function of a batch, its weight in means and in its accumulation group.
+        before_step: called before the clipping, with gradients complete and unscaled.
+        after_update: called once per update that was done.
+
+    Raises:
+        ValueError: unknown ``amp``, or a ``clip_grad`` that ``make_clip`` refuses.
+    """
+
+    def __init__(self, optimizers, device, accumulate_steps=1, amp=None, clip_grad=None,
+                 count_samples=len, before_step=lambda: None, after_update=lambda: None):
+        if amp not in (None, *AMP_DTYPES):
+            raise ValueError(f"amp must be None or one of {list(AMP_DTYPES)}, got {amp!r}.")
+        self.optimizers = optimizers
+        self.parameters = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
+        self.accumulate_steps = accumulate_steps
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+        self.clip = make_clip(clip_grad)
+        self.count_samples = count_samples
+        self.before_step = before_step
+        self.after_update = after_update
+        self._autocast_args = (device.type, AMP_DTYPES[amp]) if amp else None
+        self._weight = 1.0            # of the present micro-batch within its group
+        self._group_complete = True   # the present micro-batch is the last of its group
+        self._scaler_stepped = set()  # optimizers that were stepped at the present loss scale
+        self._updated = False         # the user's train_step did the update of this group itself
+
+    def autocast(self):
+        return torch.autocast(*self._autocast_args) if self._autocast_args else nullcontext()
+
+    def groups(self, batches):
+        """Yield an iterator over (batch, num_samples) per update.
+
+        The group is read before its first forward, so that every micro-batch, of a short last group too, gets its true
+        weight: the update follows the mean over the group's samples.
+        """
+        batches = iter(batches)
+        while group := self._next_group(batches):
+            yield self._weighted(group)
+
+    def _next_group(self, batches):
+        return [(batch, self.count_samples(batch)) for _, batch in zip(range(self.accumulate_steps), batches)]
+
+    def _weighted(self, group):
+        total = sum(num_samples for _, num_samples in group)
+        for position, (batch, num_samples) in enumerate(group, 1):
+            self._weight = num_samples / total
+            self._group_complete = position == len(group)
+            self._updated = False
+            yield batch, num_samples
+
+    def backward(self, loss, index=None):
+        """Add the gradients of ``loss``, a 0-dim tensor: the mean over the micro-batch's samples.
+
+        Args:
+            index: only into the parameters of this optimizer (a generator's loss leaves the discriminator alone);
+                None for all.
+
+        Raises:
+            ValueError: the loss cannot be differentiated.
+        """
+        if not (isinstance(loss, torch.Tensor) and loss.requires_grad):
+            raise ValueError(
+                f"The loss must be a tensor that depends on a trainable parameter, got {_describe(loss)}. Look for "
+                ".item(), .detach(), torch.no_grad() or float() on its way, or for frozen parameters."
+            )
+        if self._weight != 1.0:
+            loss = loss * self._weight
+        self.scaler.scale(loss).backward(inputs=None if index is None else self._trainable(index))
+
+    def _trainable(self, index):
+        return [p for p in self.parameters[index] if p.requires_grad]
+
+    def update(self, index=None):
+        """Step one optimizer, or all from the last to the first, and drop its gradients.
+
+        Nothing happens before the group's last micro-batch, so a ``train_step`` reads the same with accumulation.
+        """
+        self._updated = True
+        if not self._group_complete:
+            return
+        chosen = range(len(self.optimizers))[::-1] if index is None else [index]
+        stepped = [i for i in chosen if self._can_step(i)]
+        for i in stepped:
+            self.scaler.unscale_(self.optimizers[i])
+        self.before_step()
+        self.clip([p for i in chosen for p in self.parameters[i]])
+        for i in stepped:
+            self.scaler.step(self.optimizers[i])
+        for i in chosen:
+            self.optimizers[i].zero_grad(set_to_none=True)
+
+    def _can_step(self, index):
+        """Without a scaler always. A scaler refuses an optimizer without gradients, and a second step at one scale."""
+        if not self.scaler.is_enabled():
+            return True
+        if not self._has_gradients(index):
+            return False
+        if index in self._scaler_stepped:
+            waiting = [i for i in range(len(self.optimizers)) if i != index and self._has_gradients(i)]
+            if waiting:
+                raise ValueError(
+                    f"Under amp='fp16' optimizer {index} cannot be updated twice in one train_step while optimizer "
+                    f"{waiting[0]} holds gradients of the present loss scale. Call update({waiting[0]}) first, use "
+                    f"backward(loss, {index}), or amp='bf16'."
+                )
+            self._update_scale()
+        self._scaler_stepped.add(index)
+        return True
+
+    def _has_gradients(self, index):
+        return any(p.grad is not None for p in self.parameters[index])
+
+    def _update_scale(self):
+        """Once for all optimizers: gradients that wait to be unscaled belong to the scale they were made with."""
+        if self._scaler_stepped:
+            self.scaler.update()
+            self._scaler_stepped.clear()
+
+    def finish_group(self):
+        """End of a group: update all optimizers unless ``train_step`` did."""
+        if not self._updated:
+            self.update()
+        self._update_scale()
+        self.after_update()
+
+    def state_dict(self):
+        return {"scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state):
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def make_clip(clip_grad):
+    """A function that clips the gradients of a list of parameters in place.
+
+    Args:
+        clip_grad: None (off), a number (largest total L2 norm over all parameters), ``{"norm": 1.0, "norm_type": 1.0}``
+            (total p-norm) or ``{"value": 0.5}`` (each element).
+
+    Raises:
+        ValueError: anything else.
+    """
+    if clip_grad is None:
+        return lambda parameters: None
+    options = clip_grad if isinstance(clip_grad, dict) else {"norm": clip_grad}
+    limit = options.get("norm", options.get("value"))
+    known = set(options) in ({"norm"}, {"norm", "norm_type"}, {"value"})
+    if not known or isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0:
+        raise ValueError(
+            'clip_grad must be None, a positive number (L2 norm), {"norm": x, "norm_type": p} or {"value": x}, '
+            f"got {clip_grad!r}."
+        )
+    if "value" in options:
+        return lambda parameters: clip_grad_value_(parameters, limit)
+    return lambda parameters: clip_grad_norm_(parameters, limit, options.get("norm_type", 2.0))
+
+
+def _describe(value):
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)} with requires_grad={value.requires_grad}"
+    return f"{value!r} of type {type(value).__name__}"

@@ -1,0 +1,585 @@
+"""The training loop that you subclass, and may read in one sitting.
+
+    class Trainer(TemplateModel):
+        def __init__(self):
+            super().__init__()
+            self.model_list = [model]
+            self.optimizer_list = [torch.optim.Adam(model.parameters(), 1e-3)]
+            self.criterion = torch.nn.CrossEntropyLoss()
+            self.train_loader, self.eval_loader = train_loader, eval_loader
+
+    trainer = Trainer()
+    trainer.check_init()
+    for epoch in trainer.epochs(10):
+        trainer.train_loop()
+        trainer.eval()
+
+How an update is done stands in ``stepper.py``, what happens beside the loop in ``callbacks/``, how state is kept in
+``checkpoint.py``. This file holds no feature: only what every training has.
+"""
+
+import atexit
+import math
+import weakref
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from . import checkpoint, checks, run_folder
+from .callbacks import default_callbacks
+from .defaults import fitting_labels, loss_dict, own_loss, split_batch
+from .hooks import Hooks, run_all
+from .loaders import make_batches
+from .logger import Logger
+from .lr_scheduler import build_schedule
+from .metrics import EpochMetrics, RunningLosses
+from .nested import first_tensor, loader_length
+from .one_forward import OneForward
+from .run_tools import RunTools, eval_mode
+from .seeding import seed_everything
+from .stepper import Stepper, make_clip
+
+
+class TemplateModel(RunTools):
+    """Subclass it, set the first five attributes, override ``loss_per_batch`` and ``metric`` where the defaults do not do.
+
+    The defaults serve ``(x, y)`` batches through one chain of models with any criterion of ``(pred, y)``, and models that
+    return their own loss (``criterion = None``).
+    """
+
+    def __init__(self):
+        # --- must be set
+        self.model_list = None         # [nn.Module, …]
+        self.optimizer_list = None     # [Optimizer, …]; stepped from the last to the first
+        self.criterion = None          # criterion(pred, y) -> loss; None: the model returns its own loss
+        self.train_loader = None       # DataLoader, TensorLoader, any iterable of batches, or a dict of them
+        self.eval_loader = None        # the same; None: there is nothing to evaluate. Also called test_loader
+
+        # --- may be set: where and how
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.ckpt_dir = f"{run_folder.ROOT}/{run_folder.time_stamp()}"
+        self.run_name = None           # folder under runs/; None: the name of ckpt_dir
+        self.log_per_step = 5          # updates between two log points; each costs one wait for the device
+        self.seed = None               # None: drawn and printed
+        self.deterministic = False     # refuse kernels whose result varies from run to run
+        self.preflight = True          # look for mistakes on the first batch
+        self.callbacks = None          # list, added to the default set (progress bar, TensorBoard, history)
+
+        # --- may be set: the update
+        self.accumulate_steps = 1      # batches per update
+        self.amp = None                # "bf16" or "fp16"
+        self.clip_grad = None          # 1.0 (L2 norm), {"norm": 1.0, "norm_type": 1.0} or {"value": 0.5}
+        self.compile = False           # True, or a mode of torch.compile
+        self.parallel = "auto"         # this version trains in one process
+
+        # --- may be set: the learning rate
+        self.lr_scheduler_list = None  # your own schedulers, one per optimizer
+        self.lr_scheduler_type = None  # or one of lr_scheduler.SCHEDULES, built for every optimizer
+        self.lr_scheduler_args = {}    # arguments of that type
+        self.lr_scheduler_interval = None  # "epoch" or "update"; None: what suits the type
+        self.total_epochs = None       # length of the run; epochs(n) and fit(n) set it
+        self.warm_up_epoch = 0         # may be fractional: then it counts updates
+        self.warm_up_updates = None    # or the number of updates itself
+        self.warm_up_mode = "linear"   # "exponential", "constant". Also called warm_up_type
+        self.warm_up_init_lr = 1e-6
+        self.warm_up_momentum = None   # momentum of the first step
+        self.warm_up_bias_lr = None    # rate of the first step for groups named "bias"
+        self.warm_up_scheduler_list = None
+
+        # --- may be set: what is best, what is kept
+        self.key_metric = None         # None: the only metric there is, else the eval loss
+        self.key_metric_mode = None    # "max", "min", or {metric: mode}; None: losses down, metrics up
+        self.metrics = {}              # {name: accumulator}, updated with (pred, y) by the default metric()
+        self.save_per_steps = None     # also write last.pth every so many updates
+        self.keep_checkpoints = None   # keep the newest K epoch<N>.pth; None: all
+
+        # --- state
+        self.epoch = 0                 # number of the present epoch; the first is 1
+        self.epochs_done = 0           # epochs that are over
+        self.batches_done = 0          # in the present epoch
+        self.global_step = 0           # updates done
+        self.global_step_eval = 0      # eval batches done
+        self.best_metric = {}          # {metric: best value}
+        self.best_epoch = {}           # {metric: its epoch}
+        self.should_stop = False       # set by a callback: the loop ends after this epoch
+        self.running_losses = RunningLosses()  # of the present epoch
+        self.write_params = False      # this epoch's histograms are wanted
+        self.run_options = {}          # what was given to check_init(arg=…)
+        self.hooks = None              # built by check_init, like the next three
+        self.stepper = None
+        self.lr_schedule = None
+        self.stdout_logger = None
+        self.eval_result = {}          # of the last evaluation
+        self.eval_loss_names = set()   # those of its entries that are losses
+        self._writer = "auto"
+        self._open_epoch = None        # number of the epoch that was trained but is not over
+        self._evaluated_epoch = None
+        self._train_batches = None
+        self._eval_batches = {}        # by prefix of their results
+        self.attribute_names = frozenset(vars(self))
+
+    # --- override these -------------------------------------------------------------------------------------------
+
+    def inference(self, x):
+        """``x`` through the chain of models. A dict becomes keyword arguments, a tuple positional ones."""
+        for model in self.model_list:
+            if isinstance(x, dict):
+                x = model(**x)
+            elif isinstance(x, (list, tuple)):
+                x = model(*x)
+            else:
+                x = model(x)
+        return x
+
+    def loss_per_batch(self, batch):
+        """The losses of one batch, which is on the device: ``{"tol_loss": …, other entries to log}`` or a bare tensor.
+
+        ``tol_loss`` is trained on; it is the mean over the batch's samples.
+        """
+        if self.criterion is None:
+            return own_loss(self.inference(batch))
+        x, y = split_batch(batch, self.model_list)
+        pred = self.inference(x)
+        return {"tol_loss": self.criterion(pred, fitting_labels(self.criterion, pred, y))}
+
+    def eval_scores_per_batch(self, batch):
+        """The metrics of one eval batch. What ``loss_per_batch`` already ran through a model is not run again."""
+        if self.criterion is None and type(self).metric is TemplateModel.metric and not self.metrics:
+            return {}
+        x, y = split_batch(batch, self.model_list)
+        return self.metric(self.inference(x), y)
+
+    def metric(self, pred, y):
+        """``{name: value}`` of one batch: plain numbers are averaged over samples, ``Mean``, ``Stored``, ``Confusion`` and
+        torchmetrics objects accumulate. The default is accuracy ("acc") for class scores [B, C, …] with integer labels."""
+        for metric in self.metrics.values():
+            metric.update(pred, y)
+        if self.metrics:
+            return dict(self.metrics)
+        is_classes = isinstance(pred, torch.Tensor) and pred.dim() == y.dim() + 1 and not y.is_floating_point()
+        return {"acc": (pred.argmax(1) == y).float().mean()} if is_classes else {}
+
+    def train_step(self, batch):
+        """One batch up to its gradients. Override it for alternating updates: ``backward(loss, i)``, ``update(i)``.
+
+        When it calls no ``update``, all optimizers are updated at the end of the accumulation group.
+        """
+        with self.autocast():
+            losses = loss_dict(self.loss_per_batch(batch))
+        self.backward(losses["tol_loss"])
+        return losses
+
+    def count_samples(self, batch):
+        """The batch's weight in every mean and in its accumulation group: its length; override it to count tokens."""
+        tensor = first_tensor(batch)
+        return 1 if tensor is None else tensor.shape[0]
+
+    # --- tools for train_step -------------------------------------------------------------------------------------
+
+    def autocast(self):
+        return self.stepper.autocast()
+
+    def backward(self, loss, index=None):
+        """Add the gradients of ``loss``, into the parameters of optimizer ``index`` alone if it is given."""
+        self.stepper.backward(loss, index)
+
+    def update(self, index=None):
+        """Step optimizer ``index``, or all, once the accumulation group is complete."""
+        self.stepper.update(index)
+
+    # --- setting up -----------------------------------------------------------------------------------------------
+
+    def check_init(self, log_name="log.txt", clean_log=False, arg=None, use_tb=True):
+        """Check what was set, and build what the loop runs on. Call it once, before everything else.
+
+        Args:
+            log_name: file in ``ckpt_dir`` that stdout is copied to.
+            clean_log: empty that file first.
+            arg: options to print and store: argparse Namespace, dataclass or dict.
+            use_tb: False writes no TensorBoard events (debugging).
+
+        Raises:
+            TypeError, ValueError: something is missing or does not fit; the message says what to do.
+            OSError: ``ckpt_dir`` cannot be written to.
+        """
+        checks.check_attributes(self)
+        self.ckpt_dir = run_folder.make_folder(self.ckpt_dir)
+        self.run_name = self.run_name or run_folder.free_run_name(Path(self.ckpt_dir).resolve().name)
+        self.stdout_logger = Logger(Path(self.ckpt_dir) / log_name)
+        if clean_log:
+            self.stdout_logger.clean()
+        self.stdout_logger.install()
+        atexit.register(_close, weakref.ref(self))
+        if not use_tb:
+            self.writer = None
+        self.run_options = run_folder.as_dict(arg)
+        self.seed = seed_everything(self.seed, self.deterministic)
+
+        device = torch.device(self.device)
+        for model in self.model_list:
+            model.to(device)
+            if self.compile:
+                model.compile(mode=None if self.compile is True else self.compile)
+        self._set_seed(self.seed)
+        self.lr_schedule = build_schedule(self, self.updates_per_epoch())
+        self.stepper = Stepper(
+            self.optimizer_list, device, self.accumulate_steps, self.amp, self.clip_grad, self.count_samples,
+            before_step=lambda: [call(self) for call in self.hooks.on_before_step],
+            after_update=self.lr_schedule.after_update,
+        )
+        self.hooks = Hooks([*default_callbacks(self.callbacks or ()), *checks.preflight(self)])
+        run_folder.announce(self)
+
+    def _set_seed(self, seed):
+        """The order of data and the randomness of samples follow this seed from now on."""
+        self.seed = seed
+        self._train_batches = make_batches(self.train_loader, seed, torch.device(self.device))
+        self._eval_batches = self._by_prefix(self.eval_loader)
+
+    def _by_prefix(self, loader):
+        """``{prefix of the results: batches}``; one loader has no prefix."""
+        loaders = loader if isinstance(loader, dict) else {} if loader is None else {"": loader}
+        return {f"{name}/" if name else "": make_batches(part, self.seed, torch.device(self.device))
+                for name, part in loaders.items()}
+
+    def updates_per_epoch(self):
+        """None when ``train_loader`` has no length."""
+        batches = loader_length(self._train_batches)
+        return None if batches is None else math.ceil(batches / self.accumulate_steps)
+
+    # --- the loop -------------------------------------------------------------------------------------------------
+
+    def epochs(self, total):
+        """Iterate over the epochs that are left of ``total``: starts behind a resumed one, ends early when a callback
+        set ``should_stop``, cleans up at the end.
+
+            for epoch in trainer.epochs(30):
+                trainer.train_loop()
+                trainer.eval()
+        """
+        checks.require_init(self)
+        self.total_epochs = total
+        self.lr_schedule.set_total(total, self.updates_per_epoch())
+        if self.epochs_done >= total or self.should_stop:
+            print(f"Nothing left to train: {self.epochs_done} of {total} epochs are done"
+                  f"{' and the run was stopped early' if self.should_stop else ''}.")
+        try:
+            while self.epochs_done < total and not self.should_stop:
+                before = self.epochs_done
+                yield before + 1
+                self._finish_epoch()
+                if self.epochs_done == before:
+                    raise RuntimeError("The body of `for epoch in trainer.epochs(n)` must call trainer.train_loop().")
+        finally:
+            self.close()
+
+    def fit(self, total, save_per_epochs=1):
+        """The loop itself: ``total`` epochs of ``train_loop`` and, where there is an ``eval_loader``, ``eval``.
+
+        Returns:
+            ``best_metric``.
+        """
+        for _ in self.epochs(total):
+            self.train_loop()
+            if self.eval_loader is not None:
+                self.eval(save_per_epochs)
+        return self.best_metric
+
+    def train_loop(self, write_params=False, clip_grad=None):
+        """Train one epoch, or what a resumed checkpoint left of it.
+
+        Order of events::
+
+            on_train_start
+            for each group of accumulate_steps batches:
+                for each batch of the group:
+                    on_batch
+                    train_step: forward, loss, backward
+                on_before_step
+                clip, step, zero_grad, schedule
+                on_after_step
+                on_log                  # every log_per_step updates, and for what is left at the end
+            on_train_end
+
+        Args:
+            write_params: TensorBoard histograms of weights and gradients in this epoch.
+            clip_grad: as the attribute, for this epoch.
+
+        Returns:
+            ``{loss name: mean over the epoch's samples}``.
+
+        Raises:
+            FloatingPointError: the loss of a batch was not finite.
+        """
+        if not self._begin_epoch(write_params, clip_grad):
+            return {}
+        hooks, stepper, losses = self.hooks, self.stepper, self.running_losses
+        with self._session():
+            for call in hooks.on_train_start:
+                call(self)
+            for group in stepper.groups(self._train_batches.epoch(self.epoch, start=self.batches_done)):
+                for batch, num_samples in group:
+                    for call in hooks.on_batch:
+                        call(self, batch)
+                    losses.update(loss_dict(self.train_step(batch)), num_samples)
+                    self.batches_done += 1
+                stepper.finish_group()
+                self.global_step += 1
+                for call in hooks.on_after_step:
+                    call(self)
+                if self.global_step % self.log_per_step == 0:
+                    self._log()
+                if self.save_per_steps and self.global_step % self.save_per_steps == 0:
+                    self._save_last()
+            self._log()
+            return self._end_training()
+
+    def _begin_epoch(self, write_params, clip_grad):
+        """Number the epoch: the user may count ``epoch += 1`` or leave it; no epoch is trained twice."""
+        checks.require_init(self)
+        self._finish_epoch()
+        if self.should_stop:
+            print("Training was stopped, so train_loop() does nothing. Loop over trainer.epochs(n) to end the loop too.")
+            return False
+        self.lr_schedule.require_total()
+        self.epoch = max(self.epoch, self.epochs_done + 1)
+        self.write_params = write_params
+        self.stepper.clip = make_clip(self.clip_grad if clip_grad is None else clip_grad)
+        for model in self.model_list:
+            if not model.training and any(p.requires_grad for p in model.parameters()):
+                model.train()  # only at the top: parts that you froze with .eval() stay so
+        return True
+
+    def _log(self):
+        """Hand out the means of the window: the one wait for the device serves progress bar, TensorBoard and trackers."""
+        self.fetch_losses()
+        if values := self.running_losses.window():
+            for call in self.hooks.on_log:
+                call(self, values)
+
+    def fetch_losses(self):
+        """Bring the losses of the window to the host and refuse to go on from one that is not finite."""
+        window = self.running_losses.fetch()
+        for position, (losses, _) in enumerate(window):
+            if not math.isfinite(losses["tol_loss"]):
+                batch = self.batches_done - len(window) + position + 1
+                raise FloatingPointError(
+                    f"The loss must stay finite; it is {losses['tol_loss']} in epoch {self.epoch}, batch {batch} (all "
+                    f"entries: {losses}), seen at update {self.global_step}. Training stops; the files on disk are from "
+                    "before. Lower the learning rate, warm up, clip gradients, or look at that batch."
+                )
+
+    def _end_training(self):
+        result = self.running_losses.compute()
+        self._open_epoch = self.epoch
+        for call in self.hooks.on_train_end:
+            call(self, result)
+        rates = " ".join(f"{optimizer.param_groups[0]['lr']:.2e}" for optimizer in self.optimizer_list)
+        print(f"epoch {self.epoch:3d} train | {_line(result)} | lr {rates}")
+        self.lr_schedule.after_epoch(self.epoch)
+        return result
+
+    def _finish_epoch(self):
+        """The epoch that was trained is over without an evaluation: the next one begins, or the loop ends."""
+        if self._open_epoch is not None:
+            self._count_epoch()
+            self._save_last()
+
+    def _count_epoch(self):
+        self.epochs_done, self._open_epoch, self.batches_done = self._open_epoch, None, 0
+        self.running_losses.reset()
+
+    # --- evaluation -----------------------------------------------------------------------------------------------
+
+    def eval(self, save_per_epochs=1):
+        """Evaluate on ``eval_loader``, note the best values, step plateau schedules, save.
+
+        Args:
+            save_per_epochs: write ``epoch<N>.pth`` when the epoch's number is a multiple of it; 0 writes none.
+
+        Returns:
+            The value of ``key_metric``, a float.
+        """
+        checks.require_init(self)
+        checks.require_eval_loader(self)
+        if self.should_stop and self._evaluated_epoch == self.epoch:
+            return self.eval_result[self.key_metric]  # a plain loop that goes on after the stop
+        with self._session():
+            result = self.eval_result = self._evaluate(self._eval_batches)
+            score = result[checks.resolve_key(self, result)]
+            improved = self._note_best(result)
+            for call in self.hooks.on_eval_result:
+                call(self, result)
+            print(f"epoch {self.epoch:3d} eval  | {_line(result)}{f' | best {self.key_metric}' if improved else ''}")
+            self.lr_schedule.after_epoch(self.epoch, score, result.get("tol_loss", score))
+            self._evaluated_epoch = self.epoch
+            self._save_after_eval(improved, save_per_epochs)
+        return score
+
+    def eval_loop(self, save_per_epochs=1):
+        """The same as ``eval``."""
+        return self.eval(save_per_epochs)
+
+    def test(self, loader=None):
+        """Losses and metrics on ``loader`` (None: ``eval_loader``) as a dict; nothing is noted or saved."""
+        checks.require_init(self)
+        if loader is None:
+            checks.require_eval_loader(self)
+        with self._session():
+            return self._evaluate(self._eval_batches if loader is None else self._by_prefix(loader))
+
+    def score_first_batch(self):
+        """Losses and metrics of the first eval batch, for the check before training: callbacks do not see it."""
+        return self._score({prefix: [batches.first()] for prefix, batches in self._eval_batches.items()})
+
+    def _evaluate(self, eval_batches):
+        hooks = self.hooks
+        for call in hooks.on_eval_start:
+            call(self)
+        try:
+            return self._score({prefix: batches.epoch(0) for prefix, batches in eval_batches.items()}, hooks.on_eval_batch)
+        finally:
+            run_all(hooks.on_eval_end, self)
+
+    def _score(self, batches_by_prefix, on_eval_batch=()):
+        """Losses and metrics: one forward per batch, and no wait for the device before the end."""
+        losses, metrics = EpochMetrics(), EpochMetrics()
+        only_train_step = type(self).train_step is not TemplateModel.train_step and self.criterion is None
+        has_loss = not only_train_step or type(self).loss_per_batch is not TemplateModel.loss_per_batch
+        try:
+            with eval_mode(self.model_list), torch.no_grad(), OneForward(self.model_list) as forwards:
+                for prefix, batches in batches_by_prefix.items():
+                    for batch in batches:
+                        num_samples = self.count_samples(batch)
+                        with self.autocast(), forwards.recording():
+                            loss = loss_dict(self.loss_per_batch(batch)) if has_loss else {}
+                        with self.autocast(), forwards.replaying():
+                            scores = self.eval_scores_per_batch(batch)
+                        losses.update(loss, num_samples, prefix)
+                        metrics.update(scores, num_samples, prefix)
+                        self.global_step_eval += 1
+                        for call in on_eval_batch:
+                            call(self, batch)
+            loss_values = losses.compute()
+            self.eval_loss_names = set(loss_values)
+            return checks.joined(loss_values, metrics.compute())
+        finally:
+            metrics.reset()
+
+    def better_when(self, name):
+        """Whether more or less of a metric or loss is better: "max" or "min"."""
+        mode = self.key_metric_mode
+        if isinstance(mode, dict):
+            mode = mode.get(name)
+        elif name != self.key_metric and name in self.eval_loss_names:
+            mode = None  # one mode for all speaks of metrics, and of a loss only when it is the key
+        is_loss = name in self.eval_loss_names or str(name).endswith("tol_loss")
+        return mode or ("min" if is_loss else "max")
+
+    def _note_best(self, result):
+        """Keep the best value of everything with its epoch; True when ``key_metric`` is at its best."""
+        for name, value in result.items():
+            if not isinstance(value, float) or math.isnan(value):
+                continue
+            best = self.best_metric.get(name, value)
+            if value <= best if self.better_when(name) == "min" else value >= best:
+                self.best_metric[name], self.best_epoch[name] = value, self.epoch
+        return self.best_epoch.get(self.key_metric) == self.epoch
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    def save_state(self, fname, optim=True):
+        """Write models, counters and best values to ``fname``; ``optim`` adds all that continuing needs."""
+        checks.require_init(self)
+        checkpoint.write(checkpoint.collect(self, optim), fname)
+        print(f"save model state at {fname}")
+
+    def load_state(self, fname, optim=True, lr_list=None, strict=True):
+        """Continue from a checkpoint, of this version or of 2021.
+
+        Args:
+            fname: path; "best" and "last" stand for the files of ``ckpt_dir``; "auto" takes the newest valid one, also
+                from the run before this one when ``ckpt_dir`` is the default, and says so when there is none.
+            optim: False loads weights, counters and best values only.
+            lr_list: rates that replace the restored ones, one per optimizer.
+            strict: False loads the weights that fit and lists the others.
+
+        Returns:
+            The path that was loaded, or None.
+
+        Raises:
+            FileNotFoundError, CheckpointError: there is no such file, or it is damaged.
+            ValueError: the weights do not fit. Nothing was changed.
+        """
+        if optim:
+            checks.require_init(self)
+        path, state = checkpoint.find_state(self, str(fname))
+        if state is None:
+            return None
+        notes = checkpoint.apply(self, state, optim, strict)
+        if optim and state.get("seed") is not None:
+            self._set_seed(state["seed"])
+        if lr_list is not None:
+            self.change_lr(lr_list)
+        print(f"load model state from {path}: epoch {self.epochs_done} done, {self.global_step} updates")
+        for note in notes:
+            print(f"  {note}")
+        return str(path)
+
+    def _save_last(self, source=None):
+        """Make the present state, or the file that already holds it, the newest checkpoint."""
+        if source is None:
+            self.fetch_losses()  # what is not finite is never saved
+        checkpoint.write_last(None if source else checkpoint.collect(self), self.ckpt_dir, source)
+
+    def _save_after_eval(self, improved, save_per_epochs):
+        folder = Path(self.ckpt_dir)
+        if self._open_epoch is not None:
+            self._count_epoch()
+        if improved:
+            checkpoint.write(checkpoint.collect(self, optim=False), folder / "best.pth")
+        path = None
+        if save_per_epochs and self.epoch % save_per_epochs == 0:
+            path = folder / f"epoch{self.epoch}.pth"
+            checkpoint.write(checkpoint.collect(self), path)
+        self._save_last(path)
+        checkpoint.keep_newest(folder, self.keep_checkpoints)
+
+    @contextmanager
+    def _session(self):
+        """stdout goes to the log; after an error everything is closed, and the traceback stands in the log."""
+        self.stdout_logger.install()
+        try:
+            yield
+        except BaseException as error:
+            self.stdout_logger.write_traceback(error)
+            self._open_epoch = None  # what an interrupted evaluation left is no state to save
+            self.close()
+            raise
+
+    def close(self):
+        """End of training: save an epoch that was not evaluated, run the callbacks' clean-up, give stdout back.
+
+        Safe to call twice; a later ``train_loop`` opens everything again.
+        """
+        try:
+            if self._open_epoch is not None and self.eval_loader is not None:
+                self._save_last()  # all its batches are done: continuing goes on with its evaluation
+                self._open_epoch = None
+            self._finish_epoch()
+        finally:
+            try:
+                run_all(self.hooks.on_exit, self)
+            finally:
+                self.stdout_logger.restore()
+
+def _line(result):
+    return "  ".join(f"{name} {value:.6f}" for name, value in result.items() if isinstance(value, float))
+
+
+def _close(reference):
+    """At the interpreter's exit, for loops that never called close()."""
+    model = reference()
+    if model is not None:
+        model.close()

@@ -1,0 +1,1 @@
+"""What runs outside the training loop and takes the model as an argument."""

@@ -1,0 +1,20 @@
+"""Every test runs in an empty folder of its own, on one thread, with stdout given back."""
+
+import os
+import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two test processes share two cores
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """check_point/ and runs/ land in a temporary folder; a Logger that a test left open is taken off stdout."""
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)
+    stdout = sys.stdout
+    yield tmp_path
+    sys.stdout = stdout
+    torch.use_deterministic_algorithms(False)
