@@ -386,9 +386,8 @@ class EpochMetrics:
     def __init__(self):
         self.totals = {}
 
-    def update(self, values, num_samples, prefix=""):
+    def update(self, values, num_samples):
         for name, value in values.items():
-            name = prefix + name
             total = self.totals.get(name)
             if not is_accumulator(value):
                 if total is None:

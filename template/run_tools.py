@@ -43,6 +43,11 @@ class RunTools:
     def writer(self, writer):
         self._writer = writer
 
+    def adopt_old_names(self):
+        """``train_loss_per_batch`` was ``loss_per_batch`` in the first version of 2021."""
+        if hasattr(self, "train_loss_per_batch"):
+            self.loss_per_batch = self.train_loss_per_batch
+
     def predict(self, loader):
         """``inference`` on every batch of ``loader``, joined, on the CPU; works before ``check_init`` too.
 
@@ -90,7 +95,7 @@ class RunTools:
 
     def get_model_info(self, fake_inp):
         """Print a table of layers for ``fake_inp``, an input with batch dimension, and write the graph to TensorBoard."""
-        with self.stdout_logger:
+        with self._session():
             print_summary(self, fake_inp)
             for callback in self.hooks.callbacks:
                 if hasattr(callback, "write_graph"):
@@ -106,7 +111,8 @@ class RunTools:
 
     def print_all_member(self, print_model=False):
         """Print every attribute that was set; loaders, internals and, unless asked for, the models are left out."""
-        hidden = {"best_metric", "train_loader", "eval_loader", "hooks", "stepper", "schedule", "logger", "losses"}
+        hidden = {"best_metric", "train_loader", "eval_loader", "hooks", "stepper", "lr_schedule", "stdout_logger",
+                  "running_losses", "attribute_names"}
         hidden |= set() if print_model else {"model_list"}
         self._say("Template config:", *(f"  {name}: {value}" for name, value in vars(self).items()
                                         if name not in hidden and not name.startswith("_")))

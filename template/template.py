@@ -20,6 +20,7 @@ How an update is done stands in ``stepper.py``, what happens beside the loop in 
 
 import atexit
 import math
+import time
 import weakref
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,6 +116,8 @@ class TemplateModel(RunTools):
         self._writer = "auto"
         self._open_epoch = None        # number of the epoch that was trained but is not over
         self._evaluated_epoch = None
+        self._epoch_started = 0.0      # seconds, on time.perf_counter's clock
+        self._is_closed = True         # on_exit was called since anything ran
         self._train_batches = None
         self._eval_batches = {}        # by prefix of their results
         self.attribute_names = frozenset(vars(self))
@@ -203,7 +206,10 @@ class TemplateModel(RunTools):
             TypeError, ValueError: something is missing or does not fit; the message says what to do.
             OSError: ``ckpt_dir`` cannot be written to.
         """
+        self.adopt_old_names()
         checks.check_attributes(self)
+        if self.stdout_logger is not None:  # called again, in a notebook
+            self.close()
         self.ckpt_dir = run_folder.make_folder(self.ckpt_dir)
         self.run_name = self.run_name or run_folder.free_run_name(Path(self.ckpt_dir).resolve().name)
         self.stdout_logger = Logger(Path(self.ckpt_dir) / log_name)
@@ -345,6 +351,7 @@ class TemplateModel(RunTools):
         self.lr_schedule.require_total()
         self.epoch = max(self.epoch, self.epochs_done + 1)
         self.write_params = write_params
+        self._epoch_started = time.perf_counter()
         self.stepper.clip = make_clip(self.clip_grad if clip_grad is None else clip_grad)
         for model in self.model_list:
             if not model.training and any(p.requires_grad for p in model.parameters()):
@@ -376,7 +383,8 @@ class TemplateModel(RunTools):
         for call in self.hooks.on_train_end:
             call(self, result)
         rates = " ".join(f"{optimizer.param_groups[0]['lr']:.2e}" for optimizer in self.optimizer_list)
-        print(f"epoch {self.epoch:3d} train | {_line(result)} | lr {rates}")
+        seconds = time.perf_counter() - self._epoch_started
+        print(f"epoch {self.epoch:3d} train | {_line(result)} | lr {rates} | {seconds:.1f} s")
         self.lr_schedule.after_epoch(self.epoch)
         return result
 
@@ -443,27 +451,32 @@ class TemplateModel(RunTools):
             run_all(hooks.on_eval_end, self)
 
     def _score(self, batches_by_prefix, on_eval_batch=()):
-        """Losses and metrics: one forward per batch, and no wait for the device before the end."""
+        """Losses and metrics of every loader under its prefix."""
+        result, self.eval_loss_names = {}, set()
+        with eval_mode(self.model_list), torch.no_grad(), OneForward(self.model_list) as forwards:
+            for prefix, batches in batches_by_prefix.items():
+                losses, metrics = self._score_batches(batches, forwards, on_eval_batch)
+                self.eval_loss_names |= {prefix + name for name in losses}
+                result |= {prefix + name: value for name, value in checks.joined(losses, metrics).items()}
+        return result
+
+    def _score_batches(self, batches, forwards, on_eval_batch):
+        """Losses and metrics of one loader: one forward per batch, and no wait for the device before the end."""
         losses, metrics = EpochMetrics(), EpochMetrics()
         only_train_step = type(self).train_step is not TemplateModel.train_step and self.criterion is None
         has_loss = not only_train_step or type(self).loss_per_batch is not TemplateModel.loss_per_batch
         try:
-            with eval_mode(self.model_list), torch.no_grad(), OneForward(self.model_list) as forwards:
-                for prefix, batches in batches_by_prefix.items():
-                    for batch in batches:
-                        num_samples = self.count_samples(batch)
-                        with self.autocast(), forwards.recording():
-                            loss = loss_dict(self.loss_per_batch(batch)) if has_loss else {}
-                        with self.autocast(), forwards.replaying():
-                            scores = self.eval_scores_per_batch(batch)
-                        losses.update(loss, num_samples, prefix)
-                        metrics.update(scores, num_samples, prefix)
-                        self.global_step_eval += 1
-                        for call in on_eval_batch:
-                            call(self, batch)
-            loss_values = losses.compute()
-            self.eval_loss_names = set(loss_values)
-            return checks.joined(loss_values, metrics.compute())
+            for batch in batches:
+                num_samples = self.count_samples(batch)
+                if has_loss:
+                    with self.autocast(), forwards.recording():
+                        losses.update(loss_dict(self.loss_per_batch(batch)), num_samples)
+                with self.autocast(), forwards.replaying():
+                    metrics.update(self.eval_scores_per_batch(batch), num_samples)
+                self.global_step_eval += 1
+                for call in on_eval_batch:
+                    call(self, batch)
+            return losses.compute(), metrics.compute()
         finally:
             metrics.reset()
 
@@ -518,7 +531,8 @@ class TemplateModel(RunTools):
         if state is None:
             return None
         notes = checkpoint.apply(self, state, optim, strict)
-        if optim and state.get("seed") is not None:
+        if optim and state.get("seed") not in (None, self.seed):
+            notes.append(f"seed {state['seed']} instead of {self.seed}: the order of data goes on as it began")
             self._set_seed(state["seed"])
         if lr_list is not None:
             self.change_lr(lr_list)
@@ -550,6 +564,7 @@ class TemplateModel(RunTools):
     def _session(self):
         """stdout goes to the log; after an error everything is closed, and the traceback stands in the log."""
         self.stdout_logger.install()
+        self._is_closed = False
         try:
             yield
         except BaseException as error:
@@ -563,6 +578,10 @@ class TemplateModel(RunTools):
 
         Safe to call twice; a later ``train_loop`` opens everything again.
         """
+        if self._is_closed:
+            self.stdout_logger.restore()
+            return
+        self._is_closed = True
         try:
             if self._open_epoch is not None and self.eval_loader is not None:
                 self._save_last()  # all its batches are done: continuing goes on with its evaluation
@@ -573,6 +592,7 @@ class TemplateModel(RunTools):
                 run_all(self.hooks.on_exit, self)
             finally:
                 self.stdout_logger.restore()
+
 
 def _line(result):
     return "  ".join(f"{name} {value:.6f}" for name, value in result.items() if isinstance(value, float))
