@@ -19,6 +19,8 @@ import torch
 
 ROOT = "./check_point"
 TENSORBOARD_ROOT = "./runs"
+_PLAIN = (int, float, str, bool, dict, type(None))
+_NOT_SETTINGS = {"train_loader", "eval_loader", "metrics", "run_options", "best_metric", "best_epoch", "eval_result"}
 _TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")
 
 
@@ -74,9 +76,8 @@ def announce(model):
     print(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} | {model.ckpt_dir} | {where} | seed {model.seed} ===")
     for name, value in model.run_options.items():
         print(f"  {name}: {value}")
-    kinds = (int, float, str, bool, list, dict, type(None))
-    settings = {name: getattr(model, name) for name in sorted(model.attribute_names)
-                if not name.startswith("_") and isinstance(getattr(model, name), kinds)}
+    settings = {name: value for name in sorted(model.attribute_names - _NOT_SETTINGS)
+                if not name.startswith("_") and isinstance(value := getattr(model, name), _PLAIN)}
     write_config(model.ckpt_dir, model.run_options, settings)
 
 

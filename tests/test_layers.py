@@ -10,7 +10,8 @@ from tiny import ROOT, run_python
 PACKAGE = ROOT / "template"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = {
-    0: ["hooks", "lr_scheduler", "seeding", "logger", "nested", "defaults", "one_forward", "options", "run_folder", "summary"],
+    0: ["hooks", "lr_scheduler", "seeding", "logger", "nested", "defaults", "one_forward", "options", "run_folder",
+        "summary"],
     1: ["loaders", "stepper", "metrics", "checkpoint", "checks"],
     2: ["run_tools", "template"],
 }
@@ -120,7 +121,7 @@ class Without(PathFinder):
         return None if name.split(".")[0] in {missing} else super().find_spec(name, path, target)
 sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sys.meta_path]
 """
-OPTIONAL = ["tqdm", "tensorboard", "torchsummary", "torchinfo", "torchmetrics", "matplotlib", "sklearn", "scipy", "pandas", "PIL"]
+OPTIONAL = ["tqdm", "tensorboard", "torchsummary", "torchinfo", "torchmetrics", "matplotlib", "sklearn", "scipy", "PIL"]
 
 
 def test_without_any_optional_package_it_trains_and_says_what_is_missing(tmp_path):

@@ -1,0 +1,616 @@
+"""TemplateModel: every fault of the 2021 template stays mended, every attribute and method does what it says."""
+
+import gc
+import math
+import os
+import re
+
+import pytest
+import torch
+from tiny import Tiny, tiny_data, tiny_model, tiny_trainer, weights
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from template import Callback, Confusion, EarlyStopping, Mean, Stored
+from template.template import TemplateModel
+
+# --- what was wrong in 2021 -----------------------------------------------------------------------------------------
+
+
+def test_models_are_in_eval_mode_while_they_are_scored_and_in_train_mode_while_they_learn():
+    modes = {"train": set(), "eval": set()}
+
+    class Watched(Tiny):
+        def inference(self, x):
+            modes["train" if torch.is_grad_enabled() else "eval"].add(self.model_list[0].training)
+            return super().inference(x)
+
+    trainer = Watched(preflight=False)
+    trainer.check_init(use_tb=False)
+    trainer.fit(2)
+    assert modes == {"train": {True}, "eval": {False}}
+
+
+def test_parts_that_were_frozen_in_eval_mode_stay_so_after_training_and_evaluation():
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    model[1].eval()
+    trainer = tiny_trainer(model=model)
+    trainer.fit(1)
+    assert model.training and not model[1].training
+    assert torch.equal(model[1].running_mean, torch.zeros(8))
+
+
+@pytest.mark.parametrize("log_per_step", [1, 4, 5, 100])
+def test_losses_are_means_over_all_samples_whatever_the_log_interval(log_per_step):
+    """2021: halved, batches after the last multiple of log_per_step dropped, a crash with fewer batches than that."""
+    trainer = tiny_trainer(log_per_step=log_per_step, model=tiny_model(dropout=0.0), preflight=False)
+    trainer.optimizer_list[0].param_groups[0]["lr"] = 0.0  # the weights stay, so one pass by hand gives the epoch's mean
+    result = trainer.train_loop()
+    x, y = tiny_data()
+    expected = nn.functional.cross_entropy(trainer.model_list[0](x), y).item()
+    assert result["tol_loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_short_last_batch_weighs_what_it_holds_in_losses_and_metrics():
+    trainer = tiny_trainer()
+    trainer.train_loop()
+    score = trainer.eval()
+    x, y = tiny_data(23, seed=5)  # batches of 10, 10 and 3
+    pred = trainer.model_list[0].eval()(x)
+    assert score == pytest.approx((pred.argmax(1) == y).double().mean().item())
+    assert trainer.eval_result["tol_loss"] == pytest.approx(nn.functional.cross_entropy(pred, y).item(), rel=1e-6)
+
+
+def test_metrics_that_may_not_be_averaged_are_accumulated_over_the_epoch():
+    from sklearn.metrics import f1_score, precision_score, roc_auc_score
+
+    class Judged(Tiny):
+        def metric(self, pred, y):
+            confusion = Confusion(3).update(pred, y)
+            auc = Stored(lambda p, t: roc_auc_score(t, p, multi_class="ovr")).update(pred.softmax(1), y)
+            return {"f1": confusion.f1("macro"), "precision": confusion.precision("weighted"), "auc": auc,
+                    "margin": Mean().update(pred.max(1).values.sum() / len(y), len(y))}
+
+    trainer = Judged(key_metric="f1")
+    trainer.check_init(use_tb=False)
+    trainer.fit(2)
+    x, y = tiny_data(23, seed=5)
+    pred = trainer.model_list[0].eval()(x).detach()
+    result = trainer.eval_result
+    assert result["f1"] == pytest.approx(f1_score(y, pred.argmax(1), average="macro"))
+    assert result["precision"] == pytest.approx(precision_score(y, pred.argmax(1), average="weighted", zero_division=0))
+    assert result["auc"] == pytest.approx(roc_auc_score(y, pred.softmax(1), multi_class="ovr"))
+    assert result["margin"] == pytest.approx(pred.max(1).values.mean().item(), rel=1e-6)
+
+
+def test_no_graph_outlives_its_batch():
+    class Counting(Callback):
+        most = 0
+
+        def on_batch(self, model, batch):
+            gc.collect()
+            with_graph = [part for part in gc.get_objects() if type(part) is torch.Tensor and part.grad_fn is not None]
+            self.most = max(self.most, len(with_graph))
+
+    counting = Counting()
+    tiny_trainer(callbacks=[counting], log_per_step=100).train_loop()
+    assert counting.most == 0
+
+
+def test_best_metric_keeps_the_best_and_does_not_follow_the_running_scores():
+    values = iter([0.5, 0.9, 0.7, 0.9])
+
+    class Scripted(Tiny):
+        def eval_scores_per_batch(self, batch):
+            return {"acc": self.value}
+
+    trainer = Scripted(preflight=False)
+    trainer.check_init(use_tb=False)
+    seen = []
+    for _ in trainer.epochs(4):
+        trainer.train_loop()
+        trainer.value = next(values)
+        trainer.eval()
+        seen.append((trainer.best_metric["acc"], trainer.best_epoch["acc"]))
+    assert seen == [(0.5, 1), (0.9, 2), (0.9, 2), (0.9, 4)]  # an equal value counts: the longer trained one is kept
+
+
+@pytest.mark.parametrize("mode, best", [("min", (0.2, 2)), (None, (0.7, 3)), ({"err": "min"}, (0.2, 2))])
+def test_a_metric_may_be_smaller_is_better(mode, best, tmp_path):
+    values = {1: 0.5, 2: 0.2, 3: 0.7}
+
+    class Scripted(Tiny):
+        def eval_scores_per_batch(self, batch):
+            return {"err": values[self.epoch]}
+
+    trainer = Scripted(preflight=False, key_metric_mode=mode, ckpt_dir="run")
+    trainer.check_init(use_tb=False)
+    trainer.fit(3)
+    assert (pytest.approx(trainer.best_metric["err"]), trainer.best_epoch["err"]) == best
+    assert torch.load("run/best.pth")["epoch"] == best[1]
+
+
+def test_two_optimizers_for_one_model_and_one_for_two_are_all_saved_and_restored():
+    """2021 paired models with optimizers by index and saved as many optimizers as there are models."""
+    def build(ckpt_dir):
+        model = tiny_model()
+        trainer = Tiny(model=model, ckpt_dir=ckpt_dir)
+        trainer.optimizer_list = [torch.optim.SGD(model[0].parameters(), 0.1, momentum=0.9),
+                                  torch.optim.Adam(model[3].parameters(), 0.01)]
+        trainer.check_init(use_tb=False)
+        return trainer
+
+    whole = build("whole")
+    whole.fit(4)
+    build("halves").fit(2)
+    resumed = build("halves")
+    resumed.load_state("auto")
+    resumed.fit(4)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize("kind", ["metric", "loss", "step", "annealing"])
+@pytest.mark.parametrize("warm_up_epoch", [0, 2])
+def test_every_schedule_of_2021_runs_on_the_torch_of_today(kind, warm_up_epoch):
+    trainer = tiny_trainer(lr_scheduler_type=kind, warm_up_epoch=warm_up_epoch)
+    for _ in range(4):
+        trainer.train_loop()
+        trainer.eval()
+    assert all(math.isfinite(group["lr"]) for group in trainer.optimizer_list[0].param_groups)
+
+
+# --- resuming is exact ----------------------------------------------------------------------------------------------
+
+
+class Noisy(torch.utils.data.Dataset):
+    """Augments with torch, numpy and ``random``."""
+
+    def __init__(self):
+        self.x, self.y = tiny_data()
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        import random
+
+        import numpy as np
+        noise = torch.randn(6) + np.random.rand() + random.random()
+        return self.x[index] + 0.1 * noise, self.y[index]
+
+
+RUNS = {
+    "plain": {},
+    "accumulation": {"accumulate_steps": 4},
+    "bf16": {"amp": "bf16"},
+    "fp16": {"amp": "fp16"},
+    "clipping": {"clip_grad": {"value": 0.01}},
+    "cosine": {"lr_scheduler_type": "cosine", "warm_up_epoch": 0.5},
+    "plateau": {"lr_scheduler_type": "metric", "warm_up_epoch": 1, "lr_scheduler_args": {"patience": 0, "cooldown": 0}},
+    "annealing": {"lr_scheduler_type": "annealing"},
+}
+
+
+@pytest.mark.parametrize("attributes", RUNS.values(), ids=RUNS)
+def test_a_run_continued_at_an_epoch_or_in_the_middle_of_one_ends_with_the_same_bits(attributes):
+    class Interrupt(Callback):
+        def on_after_step(self, model):
+            if model.global_step == self.at:
+                raise KeyboardInterrupt
+
+    def trainer(ckpt_dir, **more):
+        built = Tiny(ckpt_dir=ckpt_dir, save_per_steps=2, **attributes, **more)
+        built.train_loader = DataLoader(Noisy(), 5, shuffle=True)
+        built.check_init(use_tb=False)
+        return built
+
+    whole = trainer("whole")
+    whole.fit(4)
+    updates = whole.global_step // 4
+    for at in (updates + 1, updates * 2 + updates // 2 + 1):
+        interrupt = Interrupt()
+        interrupt.at = at
+        with pytest.raises(KeyboardInterrupt):
+            trainer(f"cut{at}", callbacks=[interrupt]).fit(4)
+        resumed = trainer(f"cut{at}", seed=None)
+        resumed.load_state("auto")
+        assert resumed.global_step < at and at - resumed.global_step <= 2
+        resumed.fit(4)
+        assert torch.equal(weights(resumed), weights(whole))
+        assert resumed.best_metric == whole.best_metric and resumed.best_epoch == whole.best_epoch
+        timeless = [[re.sub(r",[\d.]+$", "", line) for line in open(f"{folder}/history.csv")]
+                    for folder in ("whole", f"cut{at}")]
+        assert timeless[0] == timeless[1]
+
+
+@pytest.mark.slow
+def test_the_number_of_workers_may_change_between_two_starts():
+    def trainer(ckpt_dir, num_workers):
+        built = Tiny(ckpt_dir=ckpt_dir)
+        built.train_loader = DataLoader(Noisy(), 5, shuffle=True, num_workers=num_workers)
+        built.check_init(use_tb=False)
+        return built
+
+    whole = trainer("whole", 0)
+    whole.fit(3)
+    trainer("other", 2).fit(2)
+    resumed = trainer("other", 1)
+    resumed.load_state("auto")
+    resumed.fit(3)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_evaluating_more_often_changes_no_bit_of_the_training():
+    seldom = tiny_trainer(ckpt_dir="a")
+    for _ in range(4):
+        seldom.train_loop()
+    seldom.eval()
+    often = tiny_trainer(ckpt_dir="b")
+    for _ in range(4):
+        often.eval()
+        often.train_loop()
+        often.test()
+        often.eval()
+    assert torch.equal(weights(seldom), weights(often))
+
+
+def test_an_epoch_that_was_trained_but_not_evaluated_is_evaluated_when_the_run_goes_on():
+    whole = tiny_trainer(ckpt_dir="whole")
+    whole.fit(2)
+    cut = tiny_trainer(ckpt_dir="cut")
+    cut.fit(1)
+    cut.train_loop()
+    cut.close()  # as at the interpreter's exit
+    resumed = tiny_trainer(ckpt_dir="cut")
+    resumed.load_state("last")
+    assert (resumed.epochs_done, resumed.batches_done) == (1, 6)
+    resumed.fit(2)
+    assert resumed.best_metric == whole.best_metric and torch.equal(weights(resumed), weights(whole))
+
+
+# --- the loop -------------------------------------------------------------------------------------------------------
+
+
+def test_epochs_fit_and_a_plain_range_train_alike():
+    fitted = tiny_trainer(ckpt_dir="a")
+    fitted.fit(3)
+    counted, seen = tiny_trainer(ckpt_dir="b"), []
+    for epoch in counted.epochs(3):
+        seen.append(epoch)
+        counted.train_loop()
+        counted.eval()
+    plain = tiny_trainer(ckpt_dir="c")
+    for _ in range(3):
+        plain.train_loop()
+        plain.eval()
+    assert seen == [1, 2, 3]
+    assert torch.equal(weights(fitted), weights(counted)) and torch.equal(weights(fitted), weights(plain))
+    assert fitted.best_metric == counted.best_metric == plain.best_metric
+
+
+def test_a_loop_body_that_forgets_to_train_is_told_so():
+    trainer = tiny_trainer()
+    with pytest.raises(RuntimeError, match="train_loop"):
+        for _ in trainer.epochs(3):
+            pass
+
+
+def test_breaking_out_of_epochs_saves_the_epoch_and_cleans_up(tmp_path):
+    class Watched(Callback):
+        exits = 0
+
+        def on_exit(self, model):
+            self.exits += 1
+
+    watched = Watched()
+    trainer = tiny_trainer(ckpt_dir="run", callbacks=[watched])
+    for epoch in trainer.epochs(5):
+        trainer.train_loop()
+        trainer.eval()
+        if epoch == 2:
+            break
+    assert watched.exits == 1
+    trainer.close()
+    assert watched.exits == 1
+    assert torch.load("run/last.pth")["epochs_done"] == 2
+
+
+def test_early_stopping_ends_every_kind_of_loop():
+    counted = tiny_trainer(ckpt_dir="a", callbacks=[EarlyStopping(patience=1, min_delta=10.0)])
+    counted.fit(9)
+    plain = tiny_trainer(ckpt_dir="b", callbacks=[EarlyStopping(patience=1, min_delta=10.0)])
+    scores = [(plain.train_loop(), plain.eval())[1] for _ in range(5)]
+    assert counted.epochs_done == plain.epochs_done == 2
+    assert scores[2:] == [scores[1]] * 3
+    assert torch.equal(weights(counted), weights(plain))
+
+
+def test_train_step_may_do_everything_itself_and_is_updated_when_it_does_not():
+    class Doubled(Tiny):
+        def train_step(self, batch):
+            losses = super().train_step(batch)
+            self.update()
+            return losses
+
+    own, default = Doubled(ckpt_dir="a"), Tiny(ckpt_dir="b")
+    for trainer in (own, default):  # each is seeded by its own check_init
+        trainer.check_init(use_tb=False)
+        trainer.train_loop()
+    assert torch.equal(weights(own), weights(default))
+
+
+def test_a_loss_that_is_not_finite_stops_with_epoch_update_and_batch_and_is_never_saved():
+    class Explodes(Tiny):
+        def loss_per_batch(self, batch):
+            loss = super().loss_per_batch(batch)["tol_loss"]
+            if self.epoch == 2 and self.batches_done == 3 and torch.is_grad_enabled():
+                loss = loss * float("nan")
+            return {"tol_loss": loss}
+
+    trainer = Explodes(ckpt_dir="run", log_per_step=5, save_per_steps=1)
+    trainer.check_init(use_tb=False)
+    with pytest.raises(FloatingPointError, match="epoch 2, batch 4 "):
+        trainer.fit(3)
+    state = torch.load("run/last.pth")
+    assert state["global_step"] == 6 + 3
+    assert all(value.isfinite().all() for value in state["model0"].values())
+    assert "FloatingPointError" in open("run/log.txt").read()
+
+
+def test_the_first_point_of_a_chart_is_a_mean_over_a_window_not_the_first_sample():
+    seen = []
+
+    class Recorder(Callback):
+        def on_log(self, model, values):
+            seen.append((model.global_step, values["tol_loss"]))
+
+    trainer = tiny_trainer(callbacks=[Recorder()], log_per_step=4, model=tiny_model(dropout=0.0))
+    trainer.optimizer_list[0].param_groups[0]["lr"] = 0.0
+    trainer.train_loop()
+    batches = list(trainer._train_batches.epoch(1))
+    model = trainer.model_list[0]
+    means = [nn.functional.cross_entropy(model(torch.cat([x for x, _ in part])), torch.cat([y for _, y in part])).item()
+             for part in (batches[:4], batches[4:])]
+    assert [step for step, _ in seen] == [4, 6]
+    assert [value for _, value in seen] == pytest.approx(means, rel=1e-6)
+
+
+@pytest.mark.parametrize("log_per_step", [2, 5])
+def test_the_host_waits_for_the_device_once_per_log_point_and_once_per_evaluation(log_per_step, monkeypatch):
+    x, y = tiny_data()
+    batches = list(zip(x.split(10), y.split(10)))  # no sampler, whose permutation is counted on the host too
+    trainer = tiny_trainer(log_per_step=log_per_step, preflight=False, train_loader=batches, eval_loader=batches[:3])
+    calls = []
+    for name in ("item", "tolist", "cpu", "numpy", "__float__", "__bool__", "__int__"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name,
+                            lambda self, *args, name=name, original=original: calls.append(name) or original(self, *args))
+    trainer.train_loop()
+    assert len(calls) == math.ceil(6 / log_per_step)
+    calls.clear()
+    trainer._evaluate(trainer._eval_batches)
+    assert len(calls) == 2  # one for the losses, one for the metrics
+
+
+def test_losses_of_every_name_are_returned_and_only_tol_loss_is_trained_on():
+    class Two(Tiny):
+        def loss_per_batch(self, batch):
+            loss = super().loss_per_batch(batch)["tol_loss"]
+            return {"tol_loss": loss, "penalty": self.model_list[0][0].weight.square().sum() * 1000}
+
+    two, one = Two(ckpt_dir="a"), Tiny(ckpt_dir="b")
+    for trainer in (two, one):
+        trainer.check_init(use_tb=False)
+        trainer.fit(2)
+    assert torch.equal(weights(two), weights(one))
+    assert set(two.eval_result) == {"tol_loss", "penalty", "acc"}
+
+
+@pytest.mark.parametrize("returned, message", [
+    ({"loss": torch.ones(())}, "tol_loss"),
+    (torch.ones(3), "single number"),
+    (None, "return"),
+])
+def test_what_is_no_loss_is_refused_by_name(returned, message):
+    class Wrong(Tiny):
+        def loss_per_batch(self, batch):
+            return returned
+
+    trainer = Wrong(preflight=False)
+    trainer.check_init(use_tb=False)
+    with pytest.raises((TypeError, ValueError), match=message):
+        trainer.train_loop()
+
+
+# --- attributes and methods -----------------------------------------------------------------------------------------
+
+
+def test_defaults_are_those_of_2021():
+    trainer = TemplateModel()
+    assert trainer.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert re.fullmatch(r"\./check_point/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", trainer.ckpt_dir)
+    assert (trainer.log_per_step, trainer.warm_up_epoch, trainer.warm_up_mode) == (5, 0, "linear")
+    assert (trainer.global_step, trainer.global_step_eval, trainer.best_metric, trainer.key_metric) == (0, 0, {}, None)
+    assert trainer.lr_scheduler_list is None and trainer.lr_scheduler_type is None and trainer.writer is None
+
+
+def test_old_and_new_names_are_one_attribute():
+    trainer = TemplateModel()
+    trainer.test_loader, trainer.warm_up_type = [1], "constant"
+    assert trainer.eval_loader == [1] and trainer.warm_up_mode == "constant"
+    trainer.eval_loader, trainer.warm_up_mode = [2], "linear"
+    assert trainer.test_loader == [2] and trainer.warm_up_type == "linear"
+
+
+def test_check_init_prints_options_device_and_seed_into_the_log():
+    import argparse
+    trainer = Tiny(ckpt_dir="run", seed=77)
+    trainer.check_init(log_name="my.txt", arg=argparse.Namespace(lr=0.25, name="x"), use_tb=False)
+    trainer.close()
+    log = open("run/my.txt").read()
+    assert "lr: 0.25" in log and "name: x" in log and "seed 77" in log
+    again = Tiny(ckpt_dir="run")
+    again.check_init(log_name="my.txt", clean_log=True, use_tb=False)
+    again.close()
+    assert "lr: 0.25" not in open("run/my.txt").read()
+
+
+def test_checkpoints_appear_when_they_are_asked_for(tmp_path):
+    trainer = tiny_trainer(ckpt_dir="run")
+    for _ in trainer.epochs(5):
+        trainer.train_loop()
+        trainer.eval(save_per_epochs=2)
+    names = {path.name for path in (tmp_path / "run").glob("*.pth")}
+    assert names == {"best.pth", "last.pth", "previous.pth", "epoch2.pth", "epoch4.pth"}
+    best, full = torch.load("run/best.pth"), torch.load("run/epoch4.pth")
+    assert "optimizer_list0" not in best and best["epoch"] == trainer.best_epoch["acc"]
+    keys_of_2021 = {"model0", "optimizer_list0", "global_step", "global_step_eval", "epoch", "best_metric", "key_metric"}
+    assert keys_of_2021 <= set(full)
+    assert full["epoch"] == 4 and torch.load("run/last.pth")["epoch"] == 5
+
+
+def test_keep_checkpoints_keeps_the_newest_by_number(tmp_path):
+    trainer = tiny_trainer(ckpt_dir="run", keep_checkpoints=2)
+    trainer.fit(11)
+    assert {path.name for path in (tmp_path / "run").glob("epoch*")} == {"epoch10.pth", "epoch11.pth"}
+    assert (tmp_path / "run" / "best.pth").exists()
+
+
+def test_save_model_gives_whole_modules_back():
+    trainer = tiny_trainer()
+    trainer.save_model("whole.pth")
+    model = torch.load("whole.pth", weights_only=False)["model0"]
+    x = torch.randn(4, 6)
+    assert torch.equal(model.eval()(x), trainer.model_list[0].eval()(x))
+
+
+def test_weights_are_loaded_for_inference_without_check_init():
+    trained = tiny_trainer(ckpt_dir="run")
+    trained.fit(2)
+    fresh = Tiny()
+    fresh.load_state("run/best.pth", optim=False)
+    x, _ = tiny_data(23, seed=5)
+    assert fresh.predict(x).argmax(1).shape == (23,)
+    state = torch.load("run/best.pth")["model0"]
+    assert all(torch.equal(value, state[name]) for name, value in fresh.model_list[0].state_dict().items())
+    torch.testing.assert_close(fresh.predict([x[:9], x[9:]]), fresh.predict(x))
+    with pytest.raises(RuntimeError, match="check_init"):
+        fresh.train_loop()
+
+
+def test_change_lr_and_lr_list_set_the_rates():
+    trainer = tiny_trainer(ckpt_dir="run", lr_scheduler_type="cosine", total_epochs=4)
+    trainer.train_loop()
+    trainer.eval()
+    resumed = tiny_trainer(ckpt_dir="run", lr_scheduler_type="cosine", total_epochs=4)
+    resumed.load_state("auto", lr_list=[0.02])
+    assert resumed.optimizer_list[0].param_groups[0]["lr"] == 0.02
+    with pytest.raises(ValueError, match="one rate per optimizer"):
+        resumed.change_lr([0.1, 0.2])
+
+
+def test_test_returns_everything_and_notes_nothing(tmp_path):
+    trainer = tiny_trainer(ckpt_dir="run")
+    trainer.fit(1)
+    before = (dict(trainer.best_metric), sorted(os.listdir("run")))
+    x, y = tiny_data(40, seed=8)
+    result = trainer.test(DataLoader(TensorDataset(x, y), 7))
+    pred = trainer.model_list[0].eval()(x)
+    assert result["acc"] == pytest.approx((pred.argmax(1) == y).double().mean().item())
+    assert before == (trainer.best_metric, sorted(os.listdir("run")))
+
+
+def test_count_samples_weighs_losses_by_tokens():
+    """Sequences of different lengths: the mean is over tokens, within an accumulation group too."""
+    torch.manual_seed(0)
+    batches = [(torch.randn(2, length, 6), torch.randint(0, 3, (2, length))) for length in (3, 7, 5)]
+
+    class Tokens(TemplateModel):
+        def __init__(self, batches, accumulate_steps):
+            super().__init__()
+            model = tiny_model(dropout=0.0)
+            self.model_list, self.optimizer_list = [model], [torch.optim.SGD(model.parameters(), 0.5)]
+            self.criterion = lambda pred, y: nn.functional.cross_entropy(pred.flatten(0, 1), y.flatten())
+            self.train_loader, self.accumulate_steps = batches, accumulate_steps
+
+        def count_samples(self, batch):
+            return batch[1].numel()
+
+    parts = Tokens(batches, 3)
+    parts.check_init(use_tb=False)
+    loss = parts.train_loop()["tol_loss"]
+    model = tiny_model(dropout=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    flat_x, flat_y = (torch.cat([batch[i].flatten(0, 1) for batch in batches]) for i in (0, 1))
+    expected = nn.functional.cross_entropy(model(flat_x), flat_y)
+    expected.backward()
+    optimizer.step()
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    torch.testing.assert_close(weights(parts), torch.cat([p.detach().double().flatten() for p in model.parameters()]))
+
+
+def test_key_metric_must_be_named_when_there_are_several_and_must_exist():
+    class Several(Tiny):
+        def metric(self, pred, y):
+            return {"a": 1.0, "b": 2.0}
+
+    trainer = Several()
+    trainer.check_init(use_tb=False)
+    with pytest.raises(ValueError, match=r"\['a', 'b'\].*key_metric"):
+        trainer.train_loop()
+    trainer = Several(key_metric="c")
+    trainer.check_init(use_tb=False)
+    with pytest.raises(ValueError, match="'c' was not returned"):
+        trainer.train_loop()
+    trainer = Several(key_metric="tol_loss")
+    trainer.check_init(use_tb=False)
+    trainer.fit(2)
+    assert trainer.better_when("tol_loss") == "min" and trainer.better_when("a") == "max"
+
+
+def test_deterministic_makes_two_runs_alike_and_the_seed_is_what_distinguishes_runs():
+    trainers = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        trainers.append(tiny_trainer(ckpt_dir=name, seed=seed, deterministic=True))
+        trainers[-1].fit(2)
+    a, b, c = trainers
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.equal(weights(a), weights(b)) and not torch.equal(weights(a), weights(c))
+
+
+def test_a_drawn_seed_is_printed_stored_and_taken_up_again(capsys):
+    trainer = tiny_trainer(ckpt_dir="run", seed=None)
+    trainer.fit(1)
+    assert f"seed {trainer.seed} " in capsys.readouterr().out
+    resumed = tiny_trainer(ckpt_dir="run", seed=None)
+    resumed.load_state("auto")
+    assert resumed.seed == trainer.seed
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_like_an_eager_one_and_leaves_clean_checkpoints():
+    eager, compiled = tiny_trainer(ckpt_dir="a", model=tiny_model(dropout=0.0)), tiny_trainer(
+        ckpt_dir="b", model=tiny_model(dropout=0.0), compile=True)
+    eager.fit(2)
+    compiled.fit(2)
+    torch.testing.assert_close(weights(compiled), weights(eager), rtol=1e-4, atol=1e-5)
+    assert torch.load("b/last.pth")["model0"].keys() == torch.load("a/last.pth")["model0"].keys()
+
+
+def test_under_torchrun_this_version_says_that_it_trains_in_one_process(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="one process"):
+        Tiny().check_init(use_tb=False)
+
+
+def test_memory_of_tensors_does_not_grow_over_an_epoch():
+    live = []
+
+    class Counting(Callback):
+        def on_after_step(self, model):
+            gc.collect()
+            live.append(sum(isinstance(part, torch.Tensor) for part in gc.get_objects()))
+
+    x, y = tiny_data(200)
+    tiny_trainer(callbacks=[Counting()], train_loader=DataLoader(TensorDataset(x, y), 10), preflight=False).train_loop()
+    assert len(live) == 20 and max(live[10:]) <= max(live[5:10])
