@@ -1,0 +1,98 @@
+"""The main job, run as a person runs it: options, what it leaves behind, killed and continued."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tiny import ROOT, run_python
+
+TRAIN = ROOT / "train.py"
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """A short run of train.py to its end: (folder, printed text)."""
+    folder = tmp_path_factory.mktemp("run")
+    done = run_python(TRAIN, "--epochs", 4, "--batch-size", "96", "--patience=50", cwd=folder)
+    return folder, done.stdout
+
+
+def test_digits_are_learned_in_a_few_epochs(finished_run):
+    folder, _ = finished_run
+    (path,) = folder.glob("check_point/*/best.pth")
+    assert torch.load(path)["best_metric"]["acc"] > 0.95
+
+
+def test_a_run_leaves_what_the_readme_promises(finished_run):
+    folder, printed = finished_run
+    (run,) = (folder / "check_point").iterdir()
+    assert {path.name for path in run.iterdir()} == {
+        "log.txt", "history.csv", "history.png", "best.pth", "last.pth", "previous.pth", "config.json",
+        "epoch2.pth", "epoch3.pth", "epoch4.pth"}
+    rows = list(csv.DictReader(open(run / "history.csv")))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    config = json.loads((run / "config.json").read_text())
+    assert config[0]["options"]["batch_size"] == 96 and config[0]["environment"]["torch"] == torch.__version__
+    assert (run / "log.txt").read_text() == printed
+    assert {path.name for path in (folder / "runs" / run.name).iterdir() if path.is_dir()} == {"train", "eval"}
+
+
+def test_the_best_file_scores_what_it_says(finished_run):
+    """Loaded into a bare model, in plain PyTorch, without the template."""
+    folder, _ = finished_run
+    (path,) = folder.glob("check_point/*/best.pth")
+    code = f"""
+import sys, torch; sys.path.insert(0, {str(ROOT)!r})
+from train import digits_loaders, small_cnn
+state = torch.load({str(path)!r})
+model = small_cnn().eval()
+model.load_state_dict(state["model0"])
+right = sum((model(x).argmax(1) == y).sum().item() for x, y in digits_loaders(64)[1])
+assert abs(right / 359 - state["best_metric"]["acc"]) < 1e-9, (right / 359, state["best_metric"])
+"""
+    run_python("-c", code, cwd=folder)
+
+
+@pytest.mark.parametrize("arguments", [["--epoch", "3"], ["--batchsize", "3"], ["--lr", "fast"], ["oops"]])
+def test_unknown_options_and_wrong_values_are_errors_before_anything_is_written(arguments, tmp_path):
+    done = run_python(TRAIN, *arguments, cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "error:" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_continued_by_resume_auto_to_the_same_bits(tmp_path, finished_run):
+    arguments = ["--epochs", "4", "--batch_size", "96", "--patience", "50"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    process = subprocess.Popen([sys.executable, str(TRAIN), *arguments], cwd=tmp_path, env=environment,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("check_point/*/epoch2.pth")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    done = run_python(TRAIN, *arguments, "--resume", "auto", cwd=tmp_path)
+    (run,) = (tmp_path / "check_point").iterdir()  # its own folder, not a second one
+    (whole,) = (finished_run[0] / "check_point").iterdir()
+    for part in ("last.pth", "best.pth"):
+        a, b = torch.load(run / part), torch.load(whole / part)
+        assert all(torch.equal(value, b["model0"][name]) for name, value in a["model0"].items())
+        assert a["best_metric"] == b["best_metric"]
+    assert "load model state from" in done.stdout
+    epochs = [row["epoch"] for row in csv.DictReader(open(run / "history.csv"))]
+    assert epochs == ["1", "2", "3", "4"]
+    assert len(json.loads((run / "config.json").read_text())) == 2
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_resuming_a_run_that_is_complete_says_so(finished_run):
+    folder, _ = finished_run
+    done = run_python(TRAIN, "--epochs", "4", "--resume", "auto", cwd=folder)
+    assert "Nothing left to train: 4 of 4 epochs are done." in done.stdout
