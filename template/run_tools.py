@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from . import checkpoint, run_folder
-from .defaults import input_of
+from .defaults import input_of, parameter_dtype
 from .loaders import make_batches
 from .summary import print_summary
 
@@ -57,9 +57,10 @@ class RunTools:
         """
         device = torch.device(self.device)
         batches = [loader.to(device)] if isinstance(loader, torch.Tensor) else make_batches(loader, 0, device).epoch(0)
+        dtype = parameter_dtype(self.model_list)
         autocast = self.autocast if self.stepper is not None else nullcontext
         with eval_mode(self.model_list), torch.no_grad(), autocast():
-            return torch.cat([self.inference(input_of(batch, self.model_list)).cpu() for batch in batches])
+            return torch.cat([self.inference(input_of(batch, dtype)).cpu() for batch in batches])
 
     def save_model(self, fname):
         """Pickle the whole modules as ``{"model0": …}``: ``torch.load(fname, weights_only=False)`` gives them back where

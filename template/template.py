@@ -29,7 +29,7 @@ import torch
 
 from . import checkpoint, checks, run_folder
 from .callbacks import default_callbacks
-from .defaults import fitting_labels, loss_dict, own_loss, split_batch
+from .defaults import fitting_labels, loss_dict, own_loss, parameter_dtype, split_batch
 from .hooks import Hooks, run_all
 from .loaders import make_batches
 from .logger import Logger
@@ -117,6 +117,7 @@ class TemplateModel(RunTools):
         self._open_epoch = None        # number of the epoch that was trained but is not over
         self._evaluated_epoch = None
         self._epoch_started = 0.0      # seconds, on time.perf_counter's clock
+        self._input_dtype = torch.float32  # of the models
         self._is_closed = True         # on_exit was called since anything ran
         self._train_batches = None
         self._eval_batches = {}        # by prefix of their results
@@ -142,7 +143,7 @@ class TemplateModel(RunTools):
         """
         if self.criterion is None:
             return own_loss(self.inference(batch))
-        x, y = split_batch(batch, self.model_list)
+        x, y = split_batch(batch, self._input_dtype)
         pred = self.inference(x)
         return {"tol_loss": self.criterion(pred, fitting_labels(self.criterion, pred, y))}
 
@@ -150,7 +151,7 @@ class TemplateModel(RunTools):
         """The metrics of one eval batch. What ``loss_per_batch`` already ran through a model is not run again."""
         if self.criterion is None and type(self).metric is TemplateModel.metric and not self.metrics:
             return {}
-        x, y = split_batch(batch, self.model_list)
+        x, y = split_batch(batch, self._input_dtype)
         return self.metric(self.inference(x), y)
 
     def metric(self, pred, y):
@@ -227,6 +228,7 @@ class TemplateModel(RunTools):
             model.to(device)
             if self.compile:
                 model.compile(mode=None if self.compile is True else self.compile)
+        self._input_dtype = parameter_dtype(self.model_list)
         self._set_seed(self.seed)
         self.lr_schedule = build_schedule(self, self.updates_per_epoch())
         self.stepper = Stepper(
