@@ -1,4 +1,4 @@
-"""What a ``TemplateModel`` can be asked around its loop: predictions, learning rates, reports, the names of 2021.
+"""What a ``TemplateModel`` can be asked around its loop: files, predictions, learning rates, reports, the names of 2021.
 
 Base class of ``TemplateModel``, so that ``template.py`` holds the training alone. It keeps no state of its own.
 """
@@ -7,14 +7,14 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-from . import checkpoint, run_folder
+from . import checkpoint, checks, run_folder
 from .defaults import input_of, parameter_dtype
 from .loaders import make_batches
 from .summary import print_summary
 
 
 class RunTools:
-    """Methods that read the state of a training, or change its learning rate."""
+    """Methods that stand beside the loop: each is called by a person, none by the training itself."""
 
     @property
     def test_loader(self):
@@ -61,6 +61,45 @@ class RunTools:
         autocast = self.autocast if self.stepper is not None else nullcontext
         with eval_mode(self.model_list), torch.no_grad(), autocast():
             return torch.cat([self.inference(input_of(batch, dtype)).cpu() for batch in batches])
+
+    def save_state(self, fname, optim=True):
+        """Write models, counters and best values to ``fname``; ``optim`` adds all that continuing needs."""
+        checks.require_init(self)
+        checkpoint.write(checkpoint.collect(self, optim), fname)
+        print(f"save model state at {fname}")
+
+    def load_state(self, fname, optim=True, lr_list=None, strict=True):
+        """Continue from a checkpoint, of this version or of 2021.
+
+        Args:
+            fname: path; "best" and "last" stand for the files of ``ckpt_dir``; "auto" takes the newest valid one, also
+                from the run before this one when ``ckpt_dir`` is the default, and says so when there is none.
+            optim: False loads weights, counters and best values only.
+            lr_list: rates that replace the restored ones, one per optimizer.
+            strict: False loads the weights that fit and lists the others.
+
+        Returns:
+            The path that was loaded, or None.
+
+        Raises:
+            FileNotFoundError, CheckpointError: there is no such file, or it is damaged.
+            ValueError: the weights do not fit. Nothing was changed.
+        """
+        if optim:
+            checks.require_init(self)
+        path, state = checkpoint.find_state(self, str(fname))
+        if state is None:
+            return None
+        notes = checkpoint.apply(self, state, optim, strict)
+        if optim and state.get("seed") not in (None, self.seed):
+            notes.append(f"seed {state['seed']} instead of {self.seed}: the order of data goes on as it began")
+            self._set_seed(state["seed"])
+        if lr_list is not None:
+            self.change_lr(lr_list)
+        print(f"load model state from {path}: epoch {self.epochs_done} done, {self.global_step} updates")
+        for note in notes:
+            print(f"  {note}")
+        return str(path)
 
     def save_model(self, fname):
         """Pickle the whole modules as ``{"model0": …}``: ``torch.load(fname, weights_only=False)`` gives them back where

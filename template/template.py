@@ -504,45 +504,6 @@ class TemplateModel(RunTools):
 
     # --- state ----------------------------------------------------------------------------------------------------
 
-    def save_state(self, fname, optim=True):
-        """Write models, counters and best values to ``fname``; ``optim`` adds all that continuing needs."""
-        checks.require_init(self)
-        checkpoint.write(checkpoint.collect(self, optim), fname)
-        print(f"save model state at {fname}")
-
-    def load_state(self, fname, optim=True, lr_list=None, strict=True):
-        """Continue from a checkpoint, of this version or of 2021.
-
-        Args:
-            fname: path; "best" and "last" stand for the files of ``ckpt_dir``; "auto" takes the newest valid one, also
-                from the run before this one when ``ckpt_dir`` is the default, and says so when there is none.
-            optim: False loads weights, counters and best values only.
-            lr_list: rates that replace the restored ones, one per optimizer.
-            strict: False loads the weights that fit and lists the others.
-
-        Returns:
-            The path that was loaded, or None.
-
-        Raises:
-            FileNotFoundError, CheckpointError: there is no such file, or it is damaged.
-            ValueError: the weights do not fit. Nothing was changed.
-        """
-        if optim:
-            checks.require_init(self)
-        path, state = checkpoint.find_state(self, str(fname))
-        if state is None:
-            return None
-        notes = checkpoint.apply(self, state, optim, strict)
-        if optim and state.get("seed") not in (None, self.seed):
-            notes.append(f"seed {state['seed']} instead of {self.seed}: the order of data goes on as it began")
-            self._set_seed(state["seed"])
-        if lr_list is not None:
-            self.change_lr(lr_list)
-        print(f"load model state from {path}: epoch {self.epochs_done} done, {self.global_step} updates")
-        for note in notes:
-            print(f"  {note}")
-        return str(path)
-
     def _save_last(self, source=None):
         """Make the present state, or the file that already holds it, the newest checkpoint."""
         if source is None:

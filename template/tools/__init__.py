@@ -1,1 +1,0 @@
-"""What runs outside the training loop and takes the model as an argument."""
