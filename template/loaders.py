@@ -13,9 +13,10 @@ Datasets that are iterated (``IterableDataset``, a list, a generator function's 
 
 import itertools
 from contextlib import contextmanager
+from copy import copy
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .nested import to_device
 from .seeding import derive, sample_rng
@@ -52,9 +53,14 @@ class _ReplayedBatches:
         return len(self.loader)
 
     def epoch(self, epoch, start=0):
-        if hasattr(self.loader, "set_epoch"):
-            self.loader.set_epoch(epoch)
-        with sample_rng(derive(self.seed, epoch, _ORDER)):
+        for part in (self.loader, getattr(self.loader, "dataset", None)):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+        seed = derive(self.seed, epoch, _ORDER)
+        for part in (self.loader, getattr(self.loader, "sampler", None)):
+            if isinstance(getattr(part, "generator", None), torch.Generator):
+                part.generator.manual_seed(seed)
+        with sample_rng(seed):
             iterator = iter(self.loader)
         for number in itertools.count():
             with sample_rng(derive(self.seed, epoch, number)):
@@ -103,7 +109,7 @@ class _MapBatches:
                 part.set_epoch(epoch)
         own = [loader.generator, *(getattr(part, "generator", None) for part in parts)]
         with sample_rng(seed), _reseeded([generator for generator in own if generator is not None], seed):
-            lists = list(sampler)
+            lists = [copy(indices) for indices in sampler]  # a sampler may fill one list again and again
         return [(derive(self.seed, epoch, number), indices)
                 for number, indices in enumerate(lists[start:], start)]
 
@@ -111,11 +117,24 @@ class _MapBatches:
         loader = self.loader
         options = {name: getattr(loader, name) for name in _KEPT_OPTIONS if hasattr(loader, name)}
         return DataLoader(self.dataset, batch_size=None, sampler=self.indices, collate_fn=_unchanged,
-                          generator=torch.Generator(), **options)
+                          worker_init_fn=_WorkerInit(loader.worker_init_fn), generator=torch.Generator(), **options)
 
 
-_KEPT_OPTIONS = ("num_workers", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context",
-                 "prefetch_factor", "persistent_workers", "in_order")
+_KEPT_OPTIONS = ("num_workers", "pin_memory", "timeout", "multiprocessing_context", "prefetch_factor",
+                 "persistent_workers", "in_order")
+
+
+class _WorkerInit:
+    """The user's ``worker_init_fn``; it and the dataset find the user's dataset in ``get_worker_info()``."""
+
+    def __init__(self, worker_init_fn):
+        self.worker_init_fn = worker_init_fn
+
+    def __call__(self, worker_id):
+        info = get_worker_info()
+        object.__setattr__(info, "dataset", info.dataset.dataset)  # it is frozen
+        if self.worker_init_fn is not None:
+            self.worker_init_fn(worker_id)
 
 
 def _unchanged(batch):
@@ -200,8 +219,8 @@ class TensorLoader:
         lengths = [len(tensor) for tensor in tensors]
         if len(set(lengths)) != 1:
             raise ValueError(f"TensorLoader needs tensors of one length, got lengths {lengths}.")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
         self.tensors = tuple(tensor.to(device) if device is not None else tensor for tensor in tensors)
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -221,8 +240,10 @@ class TensorLoader:
         order_N = self._order(seed, epoch)
         for number in range(start, len(self)):
             chosen = slice(number * self.batch_size, (number + 1) * self.batch_size)
-            chosen = order_N[chosen] if self.shuffle else chosen
-            batch = tuple(tensor[chosen] for tensor in self.tensors)
+            if self.shuffle:
+                batch = tuple(tensor[order_N[chosen]] for tensor in self.tensors)
+            else:  # a slice is a view: what is done to the batch in place must not reach the data
+                batch = tuple(tensor[chosen].clone() for tensor in self.tensors)
             if self.transform is not None:
                 devices = {tensor.device for tensor in batch if tensor.is_cuda}
                 with sample_rng(derive(seed, epoch, number), devices):

@@ -36,7 +36,8 @@ class WarmUpLR(LRScheduler):
             linearly to their own; it may lie above it. None treats them as all others.
 
     Raises:
-        ValueError: unknown mode, ``init_lr`` not below a group's rate, or ``init_bias_lr`` without a group named "bias".
+        ValueError: unknown mode, ``init_lr`` not below a group's rate, ``init_bias_lr`` without a group named "bias", or
+            ``init_momentum`` for an optimizer that has none.
 
     Source: momentum and bias warm-up as in the YOLOv5 training script (Ultralytics, 2020).
     """
@@ -62,6 +63,11 @@ class WarmUpLR(LRScheduler):
             raise ValueError(
                 f"warm_up_bias_lr={init_bias_lr:g} needs parameter groups named 'bias'; this optimizer has none. "
                 'Give the optimizer groups like {"params": biases, "name": "bias"}, or leave warm_up_bias_lr at None.'
+            )
+        if init_momentum is not None and not all("momentum" in g or "betas" in g for g in optimizer.param_groups):
+            raise ValueError(
+                f"warm_up_momentum={init_momentum:g} needs an optimizer with momentum or betas; "
+                f"{type(optimizer).__name__} has neither. Leave warm_up_momentum at None."
             )
         super().__init__(optimizer, last_epoch)
 
@@ -163,19 +169,21 @@ class NamedSchedule(LRScheduler):
         factor = _FACTORS[self.name](share, **self.args)
         return [base * factor for base in self.base_lrs]
 
+    def load_state_dict(self, state_dict):
+        """A length that is known already stays: a resumed run may be longer than it was planned."""
+        super().load_state_dict({**state_dict, "total": self.total or state_dict.get("total", 0)})
+
 
 def build_scheduler(optimizer, kind, args, key_metric_mode="max"):
     """One scheduler of the given type; the first four are what the 2021 template built, with its defaults.
 
     Raises:
-        ValueError: unknown type.
+        ValueError: unknown type, or arguments that give no usable rates.
         TypeError: an argument the type does not take.
     """
     if kind in _FACTORS:
-        try:
-            return NamedSchedule(optimizer, kind, **args)
-        except TypeError as error:
-            raise TypeError(f"lr_scheduler_args={args!r} does not suit lr_scheduler_type={kind!r}: {error}") from None
+        _check_factors(kind, args)
+        return NamedSchedule(optimizer, kind, **args)
     if kind in ("metric", "loss"):
         mode = key_metric_mode if kind == "metric" else "min"
         return ReduceLROnPlateau(optimizer, **{"mode": mode, "factor": 0.1, "patience": 5, "cooldown": 5,
@@ -187,9 +195,26 @@ def build_scheduler(optimizer, kind, args, key_metric_mode="max"):
     raise ValueError(f"lr_scheduler_type must be None or one of {list(SCHEDULES)}, got {kind!r}.")
 
 
+def _check_factors(kind, args):
+    """Find at the start what would otherwise stop a run, or its learning, at the end."""
+    try:
+        factors = [_FACTORS[kind](share, **args) for share in (0.0, 0.5, 1.0)]
+    except TypeError as error:
+        raise TypeError(f"lr_scheduler_args={args!r} does not suit lr_scheduler_type={kind!r}: {error}") from None
+    except ArithmeticError as error:
+        factors = [error]
+    usable = all(isinstance(factor, (int, float)) and 0 <= factor < math.inf for factor in factors)
+    if not usable or factors[1] == 0:
+        raise ValueError(
+            f"lr_scheduler_args={args!r} gives lr_scheduler_type={kind!r} no usable rates: at the start, half-way and at "
+            f"the end they are {factors} times the optimizer's. They must be finite, never negative, and not 0 half-way."
+        )
+
+
 def build_schedule(model, updates_per_epoch):
     """The ``Schedule`` that a ``TemplateModel``'s attributes ask for; fills its two scheduler lists where they are None."""
     interval = model.lr_scheduler_interval or ("update" if model.lr_scheduler_type in _FACTORS else "epoch")
+    watched = model.lr_scheduler_type if model.lr_scheduler_list is None else None
     if model.lr_scheduler_list is None:
         mode = model.better_when(model.key_metric)
         model.lr_scheduler_list = [build_scheduler(optimizer, model.lr_scheduler_type, model.lr_scheduler_args, mode)
@@ -201,7 +226,7 @@ def build_schedule(model, updates_per_epoch):
                      init_momentum=model.warm_up_momentum, init_bias_lr=model.warm_up_bias_lr)
             for optimizer in model.optimizer_list if steps
         ]
-    schedule = Schedule(model.lr_scheduler_list, model.warm_up_scheduler_list, interval, warm_up_interval)
+    schedule = Schedule(model.lr_scheduler_list, model.warm_up_scheduler_list, interval, warm_up_interval, watched)
     if model.total_epochs is not None:
         schedule.set_total(model.total_epochs, updates_per_epoch)
     return schedule
@@ -211,6 +236,8 @@ def _warm_up_length(model, interval, updates_per_epoch):
     """``(steps, their interval)``: whole epochs under a schedule per epoch, as in 2021; updates in all other cases."""
     if model.warm_up_updates is not None:
         return model.warm_up_updates, "update"
+    if not model.warm_up_epoch:
+        return 0, interval
     if interval == "epoch" and model.warm_up_epoch == int(model.warm_up_epoch):
         return int(model.warm_up_epoch), "epoch"
     if updates_per_epoch is None:
@@ -218,7 +245,7 @@ def _warm_up_length(model, interval, updates_per_epoch):
             f"warm_up_epoch={model.warm_up_epoch} in updates needs the number of updates of an epoch, and this train_loader "
             "has no len(). Set warm_up_updates instead."
         )
-    return max(1, round(model.warm_up_epoch * updates_per_epoch)) if model.warm_up_epoch else 0, "update"
+    return max(1, round(model.warm_up_epoch * updates_per_epoch)), "update"
 
 
 class Schedule:
@@ -229,13 +256,15 @@ class Schedule:
         warm_ups: one ``WarmUpLR`` per optimizer, or an empty list.
         interval: when the schedulers step, "epoch" or "update".
         warm_up_interval: the same for the warm-up.
+        watched: "metric" when plateau schedules follow the key metric; otherwise the loss where their mode is "min".
     """
 
-    def __init__(self, schedulers=(), warm_ups=(), interval="epoch", warm_up_interval="epoch"):
+    def __init__(self, schedulers=(), warm_ups=(), interval="epoch", warm_up_interval="epoch", watched=None):
         self.schedulers = list(schedulers)
         self.warm_ups = list(warm_ups)
         self.interval = interval
         self.warm_up_interval = warm_up_interval
+        self.watched = watched
         self.last_epoch_stepped = 0
         self.warm_up_just_ended = False  # by the last update: its epoch is still the warm-up's, not the schedule's
         self.steps_per_update = bool(self.schedulers and interval == "update"
@@ -269,7 +298,11 @@ class Schedule:
         if self.warm_ups:
             total -= math.floor(self.warm_ups[0].total_epoch * scale[self.interval] / scale[self.warm_up_interval])
         for scheduler in named:
+            changed = scheduler.total not in (0, max(total, 1))
             scheduler.total = max(total, 1)
+            if changed and not self.warming_up:  # the end of the shorter run left the rate too low
+                for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr()):
+                    group["lr"] = rate
 
     def require_total(self):
         for scheduler in self.schedulers:
@@ -308,14 +341,24 @@ class Schedule:
             self.last_epoch_stepped = epoch
             for scheduler in self.schedulers:
                 if isinstance(scheduler, ReduceLROnPlateau):
-                    scheduler.step(_plateau_value(scheduler, key_metric, loss))
+                    scheduler.step(self._plateau_value(scheduler, key_metric, loss))
                 else:
-                    scheduler.step()
+                    _step(scheduler)
+
+    def _plateau_value(self, scheduler, key_metric, loss):
+        """A "max" plateau can only mean the key metric; a "min" one means the loss where there is one."""
+        value = loss if scheduler.mode == "min" and self.watched != "metric" and loss is not None else key_metric
+        if value is None:
+            raise ValueError(
+                "ReduceLROnPlateau needs a value: call update_lr_scheduler(key_metric=…) or (avg_batch_loss=…), or leave "
+                "it to eval()."
+            )
+        return value
 
     @staticmethod
     def _step_all(schedulers):
         for scheduler in schedulers:
-            scheduler.step()
+            _step(scheduler)
 
     def state_dict(self):
         return {
@@ -345,19 +388,29 @@ class Schedule:
                 self.after_epoch(epoch)
 
     def rescale(self, index, ratios):
-        """Optimizer ``index`` had each group's rate multiplied by ``ratios``: later rates keep that ratio."""
+        """Optimizer ``index`` had each group's rate multiplied by ``ratios``: later rates keep that ratio.
+
+        During a warm-up the new rates become its goal: in proportion to 1e-6 they would end thousands of times too high.
+        """
+        warm_up = self.warm_ups[index] if index < len(self.warm_ups) else None
+        warming_up = warm_up is not None and not warm_up.finished
+        if warming_up:
+            ratios = [group["lr"] / base for group, base in zip(warm_up.optimizer.param_groups, warm_up.base_lrs)]
         for schedulers in (self.schedulers, self.warm_ups):
             if index < len(schedulers) and hasattr(schedulers[index], "base_lrs"):
                 scheduler = schedulers[index]
                 scheduler.base_lrs = [base * ratio for base, ratio in zip(scheduler.base_lrs, ratios)]
+        if warming_up:
+            for group, rate in zip(warm_up.optimizer.param_groups, warm_up.get_lr()):
+                group["lr"] = rate
 
 
-def _plateau_value(scheduler, key_metric, loss):
-    """A "max" plateau can only mean the key metric; a "min" one means the loss where there is one."""
-    value = loss if scheduler.mode == "min" and loss is not None else key_metric
-    if value is None:
-        raise ValueError(
-            "ReduceLROnPlateau needs a value: call update_lr_scheduler(key_metric=…) or (avg_batch_loss=…), or leave "
-            "it to eval()."
-        )
-    return value
+def _step(scheduler):
+    """torch warns where no step of the optimizer came before the first of its scheduler; fp16 may have skipped that one, or
+    a ``train_step`` left this optimizer out."""
+    if getattr(scheduler, "last_epoch", 1) > 0:
+        scheduler.step()
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of", UserWarning)
+        scheduler.step()

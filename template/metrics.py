@@ -16,6 +16,8 @@ The objects may be made anew for each batch, as above, or once in ``__init__``; 
 Shape legend: B batch, C classes, N samples of the epoch.
 """
 
+import copy
+
 import torch
 
 AVERAGES = ("micro", "macro", "weighted", "binary")
@@ -57,20 +59,19 @@ class Mean(Metric):
 
     def update(self, value, weight=1):
         """Args: value: number or 0-dim tensor; weight: number of samples (or words, pixels, …) it is the mean of."""
-        self.pending.append((value.detach() if isinstance(value, torch.Tensor) else value, weight))
+        self.pending.append((one_number(value, "the value of a Mean"), one_number(weight, "the weight of a Mean")))
         return self
 
     def fetch(self):
         """Bring what came since the last call to the host."""
         pending, self.pending = self.pending, []
-        values = to_floats([value for value, _ in pending])
-        for value, (_, weight) in zip(values, pending):
+        fetched = iter(to_floats([number for pair in pending for number in pair]))
+        for value, weight in zip(fetched, fetched):
             self.total += value * weight
             self.weight += weight
 
     def merge(self, other):
-        other.fetch()
-        self.fetch()
+        self.pending += other.pending  # not fetched: a metric made anew for each batch is merged once a batch
         self.total += other.total
         self.weight += other.weight
 
@@ -93,24 +94,37 @@ class Mean(Metric):
         self.total, self.weight = state["total"], state["weight"]
 
 
-def to_floats(values):
-    """0-dim tensors and numbers to floats with one transfer for all tensors.
+def one_number(value, what):
+    """``value``, detached, if it is a number or a tensor or array that holds one.
 
     Raises:
-        ValueError: a tensor has more than one element.
+        ValueError: it is something else; ``what`` says in the message which value was meant.
     """
-    tensors = [value for value in values if isinstance(value, torch.Tensor)]
-    if not tensors:
-        return [float(value) for value in values]
-    for tensor in tensors:
-        if tensor.numel() != 1:
-            raise ValueError(
-                f"A loss or plain metric must be a single number, got a tensor of shape {tuple(tensor.shape)}. "
-                "Reduce it, e.g. with .mean()."
-            )
-    device = tensors[0].device
-    fetched = iter(torch.stack([tensor.reshape(()).to(device) for tensor in tensors]).tolist())
-    return [float(next(fetched)) if isinstance(value, torch.Tensor) else float(value) for value in values]
+    if isinstance(value, torch.Tensor):
+        if value.numel() == 1:
+            return value.detach()
+    elif hasattr(value, "__float__") and getattr(value, "size", 1) == 1:
+        return value
+    shape = getattr(value, "shape", None)
+    got = repr(value) if shape is None else f"a {type(value).__name__} of shape {tuple(shape)}"
+    raise ValueError(
+        f"A loss or plain metric must be a single number; {what} is {got}. Reduce it, e.g. with .mean(), or return a "
+        "Stored or Confusion."
+    )
+
+
+def to_floats(values):
+    """Numbers and 0-dim tensors to floats, with one transfer for all tensors of one dtype.
+
+    Per dtype, because a common one rounds: a count of 70001 beside a half-precision loss would become infinite.
+    """
+    by_dtype = {}
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            by_dtype.setdefault(value.dtype, []).append(value.reshape(()))
+    fetched = {dtype: iter(torch.stack([tensor.to(tensors[0].device) for tensor in tensors]).tolist())
+               for dtype, tensors in by_dtype.items()}
+    return [float(next(fetched[value.dtype]) if isinstance(value, torch.Tensor) else value) for value in values]
 
 
 class Stored(Metric):
@@ -151,7 +165,7 @@ class Stored(Metric):
         self.labels = []
 
     def state_dict(self):
-        return {"preds": list(self.preds), "labels": list(self.labels)}
+        return {"preds": [pred.cpu() for pred in self.preds], "labels": [label.cpu() for label in self.labels]}
 
     def load_state_dict(self, state):
         self.preds, self.labels = list(state["preds"]), list(state["labels"])
@@ -184,13 +198,14 @@ class Confusion(Metric):
         Raises:
             ValueError: the shapes or dtypes are not these.
         """
-        if pred.dim() == y.dim() + 1 and pred.shape[1] == self.num_classes:
+        received = pred
+        if pred.dim() == y.dim() + 1 >= 2 and pred.shape[1] == self.num_classes:
             pred = pred.argmax(dim=1)
         if pred.shape != y.shape or pred.is_floating_point() or y.is_floating_point():
             raise ValueError(
                 f"Confusion({self.num_classes}) takes pred as scores [B, {self.num_classes}, …] or integer classes "
-                f"shaped like y, and y as integer classes; got pred {tuple(pred.shape)} {pred.dtype} and y "
-                f"{tuple(y.shape)} {y.dtype}. For one score per sample pass (score > threshold).long()."
+                f"shaped like y, and y as integer classes; got pred {tuple(received.shape)} {received.dtype} and "
+                f"y {tuple(y.shape)} {y.dtype}. For one score per sample pass (score > threshold).long()."
             )
         pred, y = pred.detach().reshape(-1).long(), y.detach().reshape(-1).long()
         classes = self.num_classes
@@ -198,7 +213,8 @@ class Confusion(Metric):
         index = torch.where(valid, y * classes + pred, classes * classes)  # the last cell collects what is out of range
         if self.cells is None:
             self.cells = torch.zeros(classes * classes + 1, dtype=torch.int64, device=index.device)
-        self.cells = self.cells.index_add(0, index, torch.ones_like(index))  # bincount would wait for the device
+        cells = self.cells.to(index.device)  # a restored state is on the CPU
+        self.cells = cells.index_add(0, index, torch.ones_like(index))  # bincount would wait for the device
         return self
 
     @property
@@ -230,7 +246,7 @@ class Confusion(Metric):
         self.cells = None
 
     def state_dict(self):
-        return {"cells": self.cells}
+        return {"cells": None if self.cells is None else self.cells.cpu()}
 
     def load_state_dict(self, state):
         self.cells = state["cells"]
@@ -328,8 +344,7 @@ class RunningLosses:
         self.reset()
 
     def update(self, losses, num_samples):
-        detached = {name: loss.detach() if isinstance(loss, torch.Tensor) else loss for name, loss in losses.items()}
-        self.pending.append((detached, num_samples))
+        self.pending.append(({name: one_number(loss, repr(name)) for name, loss in losses.items()}, num_samples))
 
     def fetch(self):
         """The window so far: ``[({name: float}, num_samples), …]``, one entry per batch."""
@@ -392,9 +407,11 @@ class EpochMetrics:
             if not is_accumulator(value):
                 if total is None:
                     total = self.totals[name] = Mean()
-                total.update(value, num_samples)
+                total.update(one_number(value, repr(name)), num_samples)
             elif total is None:
                 self.totals[name] = value
+            elif total is not value and isinstance(value, Confusion):
+                self.totals[name] = total + value  # a new object: scores may share the old one
             elif total is not value:
                 if not hasattr(total, "merge"):
                     raise TypeError(
@@ -418,18 +435,20 @@ class EpochMetrics:
         self.totals = {}
 
     def reduce(self, all_gather):
-        """Make every rank's totals those of all ranks together.
+        """Make every rank's totals those of all ranks together, in new objects: several scores may share the user's.
 
         Args:
             all_gather: takes this rank's ``{name: state}`` and returns the list of all ranks', in rank order.
         """
         own = {name: total for name, total in self.totals.items() if isinstance(total, Metric)}
         gathered = all_gather({name: total.state_dict() for name, total in own.items()})
+        for total in own.values():
+            total.reset()  # one that the user made once starts the next epoch empty
         for name, total in own.items():
-            first, *others = [states[name] for states in gathered]
-            total.load_state_dict(first)
-            for state in others:
-                total.merge(_like(total, state))
+            first, *others = [_like(total, states[name]) for states in gathered if name in states]
+            for other in others:
+                first.merge(other)
+            self.totals[name] = first
 
 
 def _like(metric, state):
@@ -441,7 +460,7 @@ def _like(metric, state):
     elif isinstance(metric, Stored):
         other = Stored(metric.fn, metric.device)
     else:
-        other = type(metric)()
+        other = copy.deepcopy(metric)
     other.load_state_dict(state)
     return other
 
@@ -454,5 +473,5 @@ def is_accumulator(value):
 def _to_number(value):
     """A float where there is one number, else the value (a confusion matrix stays a tensor)."""
     if isinstance(value, torch.Tensor):
-        return value.item() if value.numel() == 1 else value.detach().cpu()
+        return float(value) if value.numel() == 1 else value.detach().cpu()
     return float(value) if hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0 else value

@@ -8,9 +8,14 @@ import torch
 
 
 def to_device(batch, device):
-    """The same nesting of tuples, lists and dicts with every tensor on ``device``; the rest is passed through."""
+    """The same nesting of tuples, lists and dicts with every tensor on ``device``; the rest is passed through.
+
+    What has a ``to`` of its own (graphs, ``PackedSequence``, …) knows best which of its parts move.
+    """
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
+    if callable(getattr(batch, "to", None)):
+        return batch.to(device)
     if isinstance(batch, dict):
         moved = batch.copy()
         moved.update((key, to_device(value, device)) for key, value in batch.items())
@@ -19,7 +24,7 @@ def to_device(batch, device):
         return type(batch)(*(to_device(value, device) for value in batch))
     if isinstance(batch, (list, tuple)):
         return type(batch)(to_device(value, device) for value in batch)
-    return batch.to(device) if hasattr(batch, "to") else batch
+    return batch
 
 
 def first_tensor(batch):

@@ -68,7 +68,7 @@ class Stepper:
             yield self._weighted(group)
 
     def _next_group(self, batches):
-        return [(batch, self.count_samples(batch)) for _, batch in zip(range(self.accumulate_steps), batches)]
+        return [(batch, _plain(self.count_samples(batch))) for _, batch in zip(range(self.accumulate_steps), batches)]
 
     def _weighted(self, group):
         total = sum(num_samples for _, num_samples in group)
@@ -175,15 +175,25 @@ def make_clip(clip_grad):
         return lambda parameters: None
     options = clip_grad if isinstance(clip_grad, dict) else {"norm": clip_grad}
     limit = options.get("norm", options.get("value"))
+    power = options.get("norm_type", 2.0)
     known = set(options) in ({"norm"}, {"norm", "norm_type"}, {"value"})
-    if not known or isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0:
+    if not known or not _is_positive(limit) or not _is_positive(power):
         raise ValueError(
             'clip_grad must be None, a positive number (L2 norm), {"norm": x, "norm_type": p} or {"value": x}, '
             f"got {clip_grad!r}."
         )
     if "value" in options:
         return lambda parameters: clip_grad_value_(parameters, limit)
-    return lambda parameters: clip_grad_norm_(parameters, limit, options.get("norm_type", 2.0))
+    return lambda parameters: clip_grad_norm_(parameters, limit, power)
+
+
+def _is_positive(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+
+def _plain(count):
+    """A count of tokens is often a tensor; the weight of a batch is a number."""
+    return count.item() if isinstance(count, torch.Tensor) else count
 
 
 def _describe(value):

@@ -1,0 +1,571 @@
+"""The order of data is a function of (seed, epoch), the randomness of a batch of (seed, epoch, batch); nothing else."""
+
+import random
+from collections import OrderedDict, namedtuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+    get_worker_info,
+)
+
+from template.loaders import TensorLoader, make_batches
+from template.nested import first_tensor, loader_length, to_device
+from template.seeding import derive, sample_rng
+
+CPU = torch.device("cpu")
+SAMPLES = 23
+
+
+class Augmented(Dataset):
+    """(index, one number from each global generator); keeps a list of what was read."""
+
+    def __init__(self, count=SAMPLES):
+        self.count, self.read = count, []
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        self.read.append(int(index))
+        return int(index), torch.rand(()).item(), np.random.rand(), random.random(), torch.randn(2)
+
+
+class AugmentedAtOnce(Augmented):
+    """The same through ``__getitems__``, as datasets with a fast path have it."""
+
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+def mixing(samples):
+    """A collate function with randomness of its own."""
+    batch = default_collate(samples)
+    return [*batch, torch.rand(len(samples)), torch.tensor(random.random() + np.random.rand())]
+
+
+class EvenFirst:
+    """A sampler of the user: the even indices in random order, then the odd ones."""
+
+    def __init__(self, count, generator=None):
+        self.count, self.generator = count, generator
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        order = torch.randperm(self.count, generator=self.generator).tolist()
+        yield from sorted(order, key=lambda index: index % 2)
+
+
+class GrowingBatches:
+    """A batch sampler of the user: sizes 1, 2, 3, …; fills one list again and again."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return next(n for n in range(1, 99) if n * (n + 1) // 2 >= self.count)
+
+    def __iter__(self):
+        batch, size = [], 1
+        for index in random.sample(range(self.count), self.count):
+            batch.append(index)
+            if len(batch) == size:
+                yield batch
+                batch.clear()
+                size += 1
+        if batch:
+            yield batch
+
+
+def loader_options():
+    return {
+        "in order": dict(batch_size=5),
+        "shuffled": dict(batch_size=5, shuffle=True),
+        "drop_last": dict(batch_size=5, shuffle=True, drop_last=True),
+        "generator": dict(batch_size=5, shuffle=True, generator=torch.Generator().manual_seed(99)),
+        "own sampler": dict(batch_size=5, sampler=EvenFirst(SAMPLES)),
+        "own sampler with generator": dict(batch_size=5, sampler=EvenFirst(SAMPLES, torch.Generator().manual_seed(7))),
+        "weighted": dict(batch_size=5, sampler=WeightedRandomSampler(torch.ones(SAMPLES), 17)),
+        "own batch_sampler": dict(batch_sampler=GrowingBatches(SAMPLES)),
+        "batch_sampler of torch": dict(batch_sampler=BatchSampler(
+            RandomSampler(range(SAMPLES), generator=torch.Generator()), 4, drop_last=False)),
+        "no batching": dict(batch_size=None, shuffle=True),
+    }
+
+
+KINDS = list(loader_options())
+
+
+def make_loader(kind="shuffled", dataset=None, **options):
+    options = {**loader_options()[kind], **options}
+    if kind != "no batching":
+        options.setdefault("collate_fn", mixing)
+    return DataLoader(Augmented() if dataset is None else dataset, **options)
+
+
+def stream(loader, epoch, seed=3, start=0):
+    """Batches as nested lists of numbers, which compare exactly."""
+    batches = loader if hasattr(loader, "epoch") and hasattr(loader, "first") else make_batches(loader, seed, CPU)
+    return [plain(batch) for batch in batches.epoch(epoch, start)]
+
+
+def plain(value):
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def indices(batches):
+    return [index for batch in batches for index in (batch[0] if isinstance(batch[0], list) else [batch[0]])]
+
+
+# --- map-style DataLoader -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_stream_is_a_function_of_seed_and_epoch_alone(kind):
+    used = make_batches(make_loader(kind), 3, CPU)
+    torch.manual_seed(0)
+    first, second = stream(used, 1), stream(used, 2)
+    torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)
+    assert stream(make_loader(kind), 2) == second    # a new process that starts with epoch 2
+    assert stream(used, 1) == first                  # again, after others
+    assert stream(make_loader(kind), 1) == first
+    assert stream(make_loader(kind), 1, seed=4) != first
+    assert first != second
+    if kind != "in order":
+        assert indices(first) != indices(second) != indices(stream(make_loader(kind), 2, seed=4))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_sample_comes_as_often_as_the_loader_itself_would_give_it(kind):
+    batches = stream(make_loader(kind), 1)
+    own = [plain(batch) for batch in make_loader(kind)]
+    assert len(batches) == len(own) == len(make_batches(make_loader(kind), 3, CPU))
+    assert [len(batch) for batch in batches] == [len(batch) for batch in own]
+    if kind == "in order":
+        assert indices(batches) == list(range(SAMPLES))
+    elif kind == "drop_last":
+        assert len(set(indices(batches))) == len(indices(batches)) == 20
+    elif kind == "weighted":
+        assert len(indices(batches)) == 17
+    else:
+        assert sorted(indices(batches)) == list(range(SAMPLES))
+
+
+def test_all_randomness_of_samples_and_collate_function_differs_between_batches():
+    numbers = [number for epoch in (1, 2) for batch in stream(make_loader(), epoch)
+               for part in batch[1:4] for number in part]
+    assert len(set(numbers)) == len(numbers) == 2 * 3 * SAMPLES
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("workers", [dict(num_workers=1), dict(num_workers=2, prefetch_factor=3)], ids=["1", "2"])
+def test_the_stream_is_the_same_for_any_number_of_workers(kind, workers):
+    expected = stream(make_loader(kind), 2)
+    assert stream(make_loader(kind, **workers), 2) == expected
+
+
+@pytest.mark.slow
+def test_the_stream_is_the_same_for_workers_that_are_spawned():
+    spawned = make_loader(num_workers=1, multiprocessing_context="spawn")
+    assert stream(spawned, 2) == stream(make_loader(), 2)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_the_stream_is_the_same_for_persistent_workers_over_epochs_breaks_and_resumed_ones(persistent):
+    single = make_batches(make_loader(), 3, CPU)
+    several = make_batches(make_loader(num_workers=2, persistent_workers=persistent), 3, CPU)
+    assert stream(several, 1) == stream(single, 1)
+    iterator = several.epoch(2)
+    next(iterator)           # left in the middle
+    assert stream(several, 2, start=2) == stream(single, 2, start=2)
+    assert stream(several, 3) == stream(single, 3)
+    assert stream(several, 1) == stream(single, 1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from(KINDS), st.integers(1, 30), st.integers(0, 2**63 - 1), st.integers(0, 23))
+def test_from_batch_k_on_it_is_the_tail_of_the_stream_and_reads_none_of_the_skipped_samples(kind, epoch, seed, start):
+    whole = stream(make_loader(kind), epoch, seed)
+    dataset = Augmented()
+    assert stream(make_loader(kind, dataset), epoch, seed, start) == whole[start:]
+    assert dataset.read == indices(whole[start:])
+
+
+def test_a_dataset_with_getitems_gives_the_same_stream():
+    assert stream(make_loader(dataset=AugmentedAtOnce()), 1) == stream(make_loader(), 1)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: make_loader("shuffled"),
+    lambda: make_loader("generator", num_workers=1),
+    lambda: make_loader("own sampler"),
+    lambda: make_loader("no batching"),
+    lambda: TensorLoader(torch.arange(23.0), batch_size=5, shuffle=True, transform=lambda x: x + torch.rand(())),
+    lambda: [torch.arange(3.0), torch.arange(2.0)],
+    lambda: DataLoader(Shuffling(), 4),
+    lambda: {"a": make_loader("shuffled"), "b": [torch.zeros(1)] * 3},
+], ids=["shuffled", "one worker", "own sampler", "no batching", "TensorLoader", "list", "IterableDataset", "dict"])
+def test_iterating_leaves_the_global_generator_of_torch_alone(make):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    batches = make_batches(make(), 3, CPU)
+    batches.first()
+    drawn = []
+    for _ in batches.epoch(1):
+        assert torch.equal(torch.get_rng_state(), before)
+        drawn.append(torch.rand(()).item())  # a dropout mask of the training, say
+        before = torch.get_rng_state()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(5)
+    assert drawn == [torch.rand(()).item() for _ in drawn] and len(drawn) > 1
+
+
+def test_a_generator_of_the_user_is_given_back_as_it_was():
+    generator = torch.Generator().manual_seed(99)
+    before = generator.get_state()
+    stream(make_loader("shuffled", generator=generator), 1)
+    stream(make_loader("own sampler", sampler=EvenFirst(SAMPLES, generator)), 1)
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_the_first_batch_is_that_of_an_epoch_0_and_starts_no_worker():
+    for options in (dict(), dict(num_workers=2)):
+        dataset = Augmented()
+        batches = make_batches(make_loader(dataset=dataset, **options), 3, CPU)
+        first = plain(batches.first())
+        assert dataset.read == first[0]  # read here, in this process
+        assert first == stream(make_loader(), 0)[0]
+
+
+class Epochs:
+    """A sampler that is told the epoch, as those for several processes are."""
+
+    def __init__(self):
+        self.epoch = None
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        return iter([(self.epoch + i) % 4 for i in range(4)])
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+
+def test_samplers_are_told_the_epoch():
+    batches = make_batches(DataLoader(TensorDataset(torch.arange(4)), 2, sampler=Epochs()), 3, CPU)
+    assert stream(batches, 2) == [[[2, 3]], [[0, 1]]] and stream(batches, 5) == [[[1, 2]], [[3, 0]]]
+
+
+class Opened(Dataset):
+    """Needs ``worker_init_fn`` to open it in every worker."""
+
+    file = None
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        assert get_worker_info().dataset is self
+        return index, self.file
+
+
+def open_file(worker_id):
+    get_worker_info().dataset.file = 100 + worker_id
+
+
+def test_worker_init_fn_finds_the_dataset_of_the_user():
+    batches = stream(DataLoader(Opened(), 2, num_workers=2, worker_init_fn=open_file), 1)
+    assert batches == [[[0, 1], [100, 100]], [[2, 3], [101, 101]]]
+
+
+class Broken(Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        torch.rand(3)
+        raise KeyError("a broken sample")
+
+
+def test_after_a_broken_sample_the_generator_of_torch_is_as_it_was():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    with pytest.raises(KeyError, match="a broken sample"):
+        stream(DataLoader(Broken(), 2), 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- what is iterated and replayed ----------------------------------------------------------------------------------
+
+
+class Shuffling(IterableDataset):
+    """Draws its order and its augmentation from the global generators; may be told the epoch."""
+
+    def __init__(self):
+        self.told = None
+
+    def __iter__(self):
+        order = torch.randperm(SAMPLES).tolist()
+        for index in order:
+            yield index, random.random(), np.random.rand(), torch.rand(()).item()
+
+    def set_epoch(self, epoch):
+        self.told = epoch
+
+
+class Subclassed(DataLoader):
+    def __iter__(self):
+        for batch in super().__iter__():
+            yield [*batch, torch.rand(())]
+
+
+REPLAYED = {
+    "IterableDataset": lambda: DataLoader(Shuffling(), 5),
+    "IterableDataset, drop_last": lambda: DataLoader(Shuffling(), 5, drop_last=True),
+    "IterableDataset in a worker": lambda: DataLoader(Shuffling(), 5, num_workers=1),
+    "and with a generator": lambda: DataLoader(Shuffling(), 5, num_workers=1, generator=torch.Generator().manual_seed(99)),
+    "a DataLoader's subclass": lambda: Subclassed(Augmented(), 5, shuffle=True),
+    "the subclass with a generator": lambda: Subclassed(Augmented(), 5, shuffle=True,
+                                                        generator=torch.Generator().manual_seed(99)),
+}
+
+
+@pytest.mark.parametrize("kind", REPLAYED)
+def test_what_is_iterated_is_replayed_as_a_function_of_seed_and_epoch(kind):
+    used = make_batches(REPLAYED[kind](), 3, CPU)
+    first, second = stream(used, 1), stream(used, 2)
+    torch.manual_seed(1)
+    assert stream(REPLAYED[kind](), 2) == second
+    assert stream(REPLAYED[kind](), 2, start=2) == second[2:]
+    assert stream(used, 1) == first
+    assert indices(first) != indices(second) != indices(stream(REPLAYED[kind](), 2, seed=4))
+    if "drop_last" not in kind:
+        assert sorted(indices(first)) == list(range(SAMPLES))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 99), max_size=8), st.integers(0, 9))
+def test_a_list_of_batches_comes_as_it_is(numbers, start):
+    loader = [torch.tensor([number]) for number in numbers]
+    assert stream(loader, 1, start=start) == [[number] for number in numbers][start:]
+    assert len(make_batches(loader, 3, CPU)) == len(numbers)
+
+
+def test_an_iterable_that_starts_anew_each_time_may_draw_random_numbers():
+    class Batches:
+        def __iter__(self):
+            return ([torch.rand(2), random.random()] for _ in range(4))
+
+    first = stream(Batches(), 1)
+    assert first == stream(Batches(), 1) != stream(Batches(), 2)
+    assert stream(Batches(), 1, start=3) == first[3:]
+    assert loader_length(make_batches(Batches(), 3, CPU)) is None
+
+
+def test_an_iterable_dataset_or_loader_is_told_the_epoch():
+    loader = DataLoader(Shuffling(), 5)
+    stream(loader, 7)
+    assert loader.dataset.told == 7
+
+    class Told(list):
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+    loader = Told([torch.zeros(1)])
+    stream(loader, 8)
+    assert loader.epoch == 8
+
+
+# --- several loaders at once ----------------------------------------------------------------------------------------
+
+
+def joint(long=SAMPLES, short=7, **options):
+    return {name: make_loader(dataset=Augmented(count), **options) for name, count in (("long", long), ("short", short))}
+
+
+def test_a_dict_of_loaders_gives_a_batch_of_each_until_the_longest_is_through():
+    batches = make_batches(joint(), 3, CPU)  # 5 and 2 batches
+    epoch = stream(batches, 1)
+    assert len(batches) == len(epoch) == 5 and all(list(batch) == ["long", "short"] for batch in epoch)
+    assert sorted(indices(batch["long"] for batch in epoch)) == list(range(SAMPLES))
+    short = [batch["short"] for batch in epoch]
+    rounds = [indices(short[:2]), indices(short[2:4])]
+    assert all(sorted(round_) == list(range(7)) for round_ in rounds)
+    assert rounds[0] != rounds[1]                                  # it starts over in another order
+    assert [batch["long"] for batch in epoch] == stream(joint()["long"], 1)
+    assert short[:2] == stream(joint()["short"], 1)
+    assert stream(joint(), 1) == epoch != stream(joint(), 2)
+    assert plain(batches.first()) == stream(joint(), 0)[0]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 7), st.integers(1, 5))
+def test_a_dict_of_loaders_resumes_at_any_batch_without_reading_the_skipped(long, short, start, epoch):
+    whole = stream(joint(long, short), epoch)
+    assert len(whole) == max(-(-long // 5), -(-short // 5))
+    resumed = joint(long, short)
+    assert stream(resumed, epoch, start=start) == whole[start:]
+    for name, loader in resumed.items():
+        assert loader.dataset.read == indices(batch[name] for batch in whole[start:])
+
+
+def test_loaders_of_any_kind_may_be_joined():
+    def loaders():
+        return {"map": make_loader(), "tensors": TensorLoader(torch.arange(9.0), batch_size=4, shuffle=True),
+                "list": [torch.zeros(1), torch.ones(1)]}
+
+    whole = stream(loaders(), 2)
+    assert [batch["list"] for batch in whole] == [[0.0], [1.0], [0.0], [1.0], [0.0]]
+    assert stream(loaders(), 2, start=3) == whole[3:]
+
+
+# --- TensorLoader ---------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 40), st.integers(1, 45), st.booleans(), st.booleans(), st.integers(0, 2**63 - 1), st.integers(0, 12))
+def test_a_tensor_loader_gives_what_slicing_gives(count, batch_size, shuffle, drop_last, seed, start):
+    x, y = torch.randn(count, 3), torch.arange(count)
+    loader = TensorLoader(x, y, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last)
+    batches = list(make_batches(loader, seed, CPU).epoch(2))
+    chunks = [part for part in torch.arange(count).split(batch_size) if not drop_last or len(part) == batch_size]
+    assert [len(labels) for _, labels in batches] == [len(part) for part in chunks]
+    assert len(loader) == len(make_batches(loader, seed, CPU)) == len(batches)
+    assert all(torch.equal(features, x[labels]) for features, labels in batches)
+    order = [label for _, labels in batches for label in labels.tolist()]
+    assert len(set(order)) == len(order)
+    if not shuffle:
+        assert order == list(range(len(order)))
+    assert stream(loader, 2, seed, start) == [plain(batch) for batch in batches][start:]
+
+
+def test_a_tensor_loader_shuffles_by_seed_and_epoch():
+    def loader():
+        return TensorLoader(torch.arange(50), batch_size=8, shuffle=True)
+
+    used = make_batches(loader(), 3, CPU)
+    orders = [stream(used, epoch) for epoch in (1, 2)] + [stream(loader(), 1, seed=4)]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert stream(loader(), 2) == orders[1] and stream(used, 1) == orders[0]
+    generator = torch.Generator().manual_seed(derive(3, 1, -1))
+    assert [number for batch in orders[0] for number in batch[0]] == torch.randperm(50, generator=generator).tolist()
+
+
+def test_the_transform_is_seeded_per_batch_and_may_return_any_batch():
+    def transform(x, y):
+        return {"x": x + torch.rand(x.shape), "y": y, "n": np.random.rand(), "r": random.random()}
+
+    def loader():
+        return TensorLoader(torch.zeros(23), torch.arange(23), batch_size=5, shuffle=True, transform=transform)
+
+    whole = stream(loader(), 1)
+    assert stream(loader(), 1, start=3) == whole[3:]
+    assert stream(loader(), 2) != whole
+    noise = [number for batch in whole for number in (*batch["x"], batch["n"], batch["r"])]
+    assert len(set(noise)) == len(noise)
+    with sample_rng(derive(3, 1, 2)):
+        assert whole[2]["x"] == torch.rand(5).tolist()
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_what_is_done_to_a_batch_in_place_does_not_reach_the_data(shuffle):
+    x = torch.ones(10)
+    loader = TensorLoader(x, batch_size=4, shuffle=shuffle, transform=lambda x: (x.mul_(2),))
+    for (batch,) in make_batches(loader, 3, CPU).epoch(1):
+        batch.mul_(5)
+    assert x.tolist() == [1.0] * 10
+
+
+def test_on_its_own_a_tensor_loader_follows_the_global_generator_like_a_data_loader():
+    loader = TensorLoader(torch.arange(40), batch_size=8, shuffle=True)
+    torch.manual_seed(0)
+    first, second = [plain(batch) for batch in loader], [plain(batch) for batch in loader]
+    torch.manual_seed(0)
+    assert [plain(batch) for batch in loader] == first != second
+    assert sorted(number for batch in second for number in batch[0]) == list(range(40))
+
+
+@pytest.mark.parametrize(("tensors", "options", "said"), [
+    ((), {"batch_size": 4}, r"one length, got lengths \[\]"),
+    ((torch.zeros(3), torch.zeros(4)), {"batch_size": 4}, r"one length, got lengths \[3, 4\]"),
+    ((torch.zeros(3),), {"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+    ((torch.zeros(3),), {"batch_size": 2.5}, "batch_size must be a whole number of at least 1, got 2.5"),
+])
+def test_a_tensor_loader_that_cannot_be_is_refused(tensors, options, said):
+    with pytest.raises(ValueError, match=said):
+        TensorLoader(*tensors, **options)
+
+
+def test_a_tensor_loader_moves_its_tensors_once():
+    assert TensorLoader(torch.zeros(3), batch_size=2, device="meta").tensors[0].device.type == "meta"
+    x = torch.zeros(3)
+    assert TensorLoader(x, batch_size=2).tensors[0] is x
+
+
+# --- nested batches -------------------------------------------------------------------------------------------------
+
+Pair = namedtuple("Pair", ["x", "y"])
+
+
+class Graph:
+    def __init__(self, device="cpu"):
+        self.device = device
+
+    def to(self, device):
+        return Graph(device)
+
+
+def test_to_device_moves_every_tensor_and_keeps_the_nesting():
+    x = torch.zeros(2)
+    batch = {"a": x, "b": [x, (x, "text")], "c": Pair(x, {"d": x}), "e": None, "f": 3, "g": OrderedDict(z=x), "h": Graph()}
+    moved = to_device(batch, torch.device("meta"))
+    assert type(moved) is dict and list(moved) == list(batch) and batch["a"] is x
+    tensors = [moved["a"], moved["b"][0], moved["b"][1][0], moved["c"].x, moved["c"].y["d"], moved["g"]["z"]]
+    assert all(tensor.device.type == "meta" for tensor in tensors)
+    assert (type(moved["b"]), type(moved["b"][1]), type(moved["c"]), type(moved["g"])) == (list, tuple, Pair, OrderedDict)
+    assert (moved["b"][1][1], moved["e"], moved["f"]) == ("text", None, 3)
+    assert moved["h"].device == torch.device("meta")
+
+
+def test_a_packed_sequence_moves_itself_because_its_batch_sizes_stay():
+    packed = pack_sequence([torch.zeros(3), torch.zeros(2)])
+    moved = to_device((packed, torch.zeros(2)), torch.device("meta"))[0]
+    assert moved.data.device.type == "meta" and moved.batch_sizes.device.type == "cpu"
+
+
+def test_batches_arrive_on_the_device():
+    for loader in (make_loader(), TensorLoader(torch.zeros(4), batch_size=2), [torch.zeros(2)], {"a": [torch.zeros(2)]}):
+        batches = make_batches(loader, 3, torch.device("meta"))
+        for batch in (batches.first(), next(iter(batches.epoch(1)))):
+            assert first_tensor(batch).device.type == "meta"
+
+
+@pytest.mark.parametrize(("batch", "length"), [
+    (torch.zeros(4, 2), 4), ((torch.zeros(3), torch.zeros(9)), 3), ({"n": 7, "x": [torch.tensor(1.0), torch.zeros(5)]}, 5),
+    (Pair("text", torch.zeros(6)), 6), ("text", None), (torch.tensor(1.0), None), ([], None),
+])
+def test_the_first_tensor_with_a_dimension_tells_the_size_of_a_batch(batch, length):
+    tensor = first_tensor(batch)
+    assert (None if tensor is None else len(tensor)) == length
