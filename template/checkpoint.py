@@ -13,6 +13,8 @@ import pickle
 import re
 import shutil
 import zipfile
+import zlib
+from collections import Counter, OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +24,9 @@ from . import run_folder
 from .seeding import capture_rng, restore_rng
 
 FORMAT = 1
-_PLAIN = (torch.Tensor, int, float, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
-_PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel / DDP and by torch.compile
+_PLAIN = (bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device)
+_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")  # left by DataParallel / DDP and by torch.compile
+_IS_FOLDER = 0x10  # zip's bit that no CRC covers: torch skips such a record and leaves its tensor uninitialised
 
 
 class CheckpointError(ValueError):
@@ -65,14 +68,18 @@ def _sync_folder(folder):
 
 
 def _refuse_objects(value, where):
-    """Only what loads under ``weights_only=True``: found now, not at the restart that needs the file."""
-    if isinstance(value, dict):
+    """Only what loads under ``weights_only=True``: found now, not at the restart that needs the file.
+
+    Subclasses are objects too: a defaultdict or an IntEnum would be written, and refused when read.
+    """
+    if type(value) in (dict, OrderedDict, Counter):  # MultiStepLR keeps its milestones in a Counter
         for key, part in value.items():
+            _refuse_objects(key, f"{where}, key {key!r}")
             _refuse_objects(part, f"{where}[{key!r}]")
-    elif isinstance(value, (list, tuple)):
+    elif type(value) in (list, tuple):
         for index, part in enumerate(value):
             _refuse_objects(part, f"{where}[{index}]")
-    elif not isinstance(value, _PLAIN) or isinstance(value, np.generic):
+    elif type(value) not in _PLAIN and not isinstance(value, torch.Tensor):
         raise TypeError(
             f"A checkpoint holds tensors, numbers, strings, lists and dicts only; {where} is a "
             f"{type(value).__module__}.{type(value).__qualname__}. Return plain data from state_dict()."
@@ -93,6 +100,9 @@ def read(path):
         if zipfile.is_zipfile(path):  # files from before torch 1.6 are not
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()  # torch.load does not look at the CRCs
+                for record in archive.infolist():
+                    if record.external_attr & _IS_FOLDER:
+                        damaged = record.filename
             if damaged:
                 raise CheckpointError(f"{path} is damaged: the checksum of its record {damaged} is wrong.")
         with torch.serialization.safe_globals(_numpy_scalars()):
@@ -100,26 +110,39 @@ def read(path):
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} was refused: it is damaged or holds objects, which could run code when loaded. A checkpoint holds "
-            f"plain data only. Nothing of it was executed. ({_first_line(error)})"
+            f"plain data only. Nothing of it was executed. ({_reason(error)})"
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, OverflowError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path} is damaged or cut short: {_first_line(error)}") from error
+        raise CheckpointError(f"{path} is damaged, cut short or cannot be read: {_reason(error)}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not the dict of a checkpoint.")
     return state
 
 
+_UNREADABLE = (RuntimeError, EOFError, zipfile.BadZipFile, zlib.error, OSError, ValueError, KeyError, OverflowError,
+               NotImplementedError)  # what zipfile and torch raise for damaged bytes
+
+
 def _numpy_scalars():
     """Metrics in old files may be numpy numbers; these classes only rebuild a number."""
-    multiarray = getattr(np, "_core", None) or np.core
+    multiarray = (getattr(np, "_core", None) or np.core).multiarray
     dtypes = {type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")}
-    return [multiarray.multiarray.scalar, np.dtype, *dtypes]
+    others = []
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # its names before and since numpy 2
+        def scalar(dtype, raw):
+            return multiarray.scalar(dtype, raw)
+
+        scalar.__module__, scalar.__qualname__, scalar.__name__ = module, "scalar", "scalar"
+        others.append(scalar)
+    return [*others, np.dtype, *dtypes]
 
 
-def _first_line(error):
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _reason(error):
+    """The forbidden name where torch tells one (in the middle of advice on how to let it through), else the first line."""
+    forbidden = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it names {forbidden[1]}" if forbidden else f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def link(source, target):
@@ -128,10 +151,13 @@ def link(source, target):
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_last(state, folder, source=None):
@@ -164,7 +190,8 @@ def keep_newest(folder, count):
 
 
 def newest(folder):
-    """The resumable checkpoint of ``folder`` that is furthest in training, by content and not by name or clock.
+    """The checkpoint of ``folder`` to continue from: ``last.pth``, also where somebody went back to an earlier epoch and
+    files of later ones are left; without a readable one, what is furthest in training by content, not by name or clock.
 
     Returns:
         ``(path, state, skipped)``: path and state are None when there is none; skipped holds one message per file
@@ -173,11 +200,11 @@ def newest(folder):
     folder = Path(folder)
     found, skipped = (None, None, (-1, -1)), []
     for path in [folder / "last.pth", folder / "previous.pth", *reversed(epoch_files(folder))]:
-        if not path.exists() or found[0] is not None and path.name.startswith("epoch"):
-            continue  # epoch files are never newer than a readable last.pth
+        if not path.exists():
+            continue
         try:
             state = read(path)
-        except (CheckpointError, OSError) as error:
+        except CheckpointError as error:
             skipped.append(str(error))
             continue
         if "optimizer_list0" not in state:
@@ -186,6 +213,8 @@ def newest(folder):
         progress = (state.get("global_step", 0), state.get("epochs_done", state.get("epoch", 0)))
         if progress > found[2]:
             found = (path, state, progress)
+        if path.name != "previous.pth":
+            break  # of the epoch files, the highest that can be read
     return found[0], found[1], skipped
 
 
@@ -228,9 +257,10 @@ def apply(model, state, optim=True, strict=True):
         Messages about what the state lacks or what was left out.
 
     Raises:
-        ValueError: the weights do not fit and ``strict`` is set, or a model has none in the state.
+        ValueError: weights or optimizer do not fit and ``strict`` is set, or a model has no weights in the state.
     """
-    weights, notes = _fitting_weights(model.model_list, state, strict)
+    weights, notes, lacking = _fitting_weights(model.model_list, state, strict)
+    afresh = _unfit_optimizers(model.optimizer_list, state, lacking, strict) if optim else {}
     for part, own in zip(model.model_list, weights):
         unwrap(part).load_state_dict(own, strict=False)
     model.global_step = state.get("global_step", 0)
@@ -240,22 +270,22 @@ def apply(model, state, optim=True, strict=True):
     model.best_epoch = dict(state.get("best_epoch", {}))
     model.key_metric = model.key_metric or state.get("key_metric")
     model.epochs_done = state.get("epochs_done", model.epoch)
+    model.batches_done = 0
+    model.running_losses.reset()
     if optim:
-        notes += _apply_training_state(model, state)
+        notes += _apply_training_state(model, state, afresh)
     return notes
 
 
-def _apply_training_state(model, state):
-    notes = []
+def _apply_training_state(model, state, afresh):
+    notes = [f"optimizer {i} starts afresh: {reason}" for i, reason in afresh.items()]
     if "schedule" in state:
         model.lr_schedule.load_state_dict(state["schedule"])
     else:  # a file of the 2021 format
         model.lr_schedule.fast_forward(model.epochs_done, model.global_step)
     for i, optimizer in enumerate(model.optimizer_list):
-        if f"optimizer_list{i}" in state:
+        if i not in afresh:
             optimizer.load_state_dict(state[f"optimizer_list{i}"])
-        else:
-            notes.append(f"optimizer {i} starts afresh: the file holds no optimizer_list{i}")
     if "stepper" in state:
         model.batches_done = state["batch"]
         model.should_stop = state["should_stop"]
@@ -283,14 +313,14 @@ def _with_state(callbacks):
 
 
 def _fitting_weights(models, state, strict):
-    """The weights of each model that fit it, and messages on the rest; see ``apply``."""
-    weights, notes = [], []
+    """The weights of each model that fit it, messages on the rest, and the ids of the parameters that get none."""
+    weights, notes, lacking = [], [], set()
     for i, part in enumerate(models):
         if f"model{i}" not in state:
             keys = [key for key in state if key.startswith("model")]
             raise ValueError(f"model_list has {len(models)} models, the file holds {keys or 'none'}: model{i} is missing.")
         saved, own = _clean(state[f"model{i}"]), unwrap(part).state_dict()
-        own = {_clean_key(key): (key, value) for key, value in own.items()}
+        own = dict(zip(_clean(own), own.items()))
         shapes = {key: (tuple(saved[key].shape), tuple(own[key][1].shape)) for key in saved.keys() & own.keys()
                   if hasattr(own[key][1], "shape")}
         mismatched = sorted(key for key, (there, here) in shapes.items() if there != here)
@@ -306,7 +336,32 @@ def _fitting_weights(models, state, strict):
             )
         notes += [f"model{i}: {problem}" for problem in problems]
         weights.append({own[key][0]: saved[key] for key in saved.keys() & own.keys() if key not in mismatched})
-    return weights, notes
+        parameters = dict(unwrap(part).named_parameters(remove_duplicate=False))
+        lacking |= {id(parameters.get(own[key][0])) for key in missing + mismatched}
+    if f"model{len(models)}" in state:
+        notes.append(f"model{len(models)} of the file is not used: model_list has {len(models)} models")
+    return weights, notes, lacking
+
+
+def _unfit_optimizers(optimizers, state, lacking, strict):
+    """``{index: why its saved state is of no use}``; where the grouping differs and ``strict`` is set, a ValueError."""
+    reasons = {}
+    for i, optimizer in enumerate(optimizers):
+        if f"optimizer_list{i}" not in state:
+            reasons[i] = f"the file holds no optimizer_list{i}"
+            continue
+        here, there = ([len(group["params"]) for group in groups]
+                       for groups in (optimizer.param_groups, state[f"optimizer_list{i}"]["param_groups"]))
+        if here != there and strict:
+            raise ValueError(
+                f"optimizer_list[{i}] has groups of {here} parameters, the file's of {there}. Nothing was loaded. Group the "
+                "parameters as they were, or load the weights alone with optim=False."
+            )
+        if here != there:
+            reasons[i] = f"its groups hold {here} parameters, those of the file {there}"
+        elif any(id(p) in lacking for group in optimizer.param_groups for p in group["params"]):
+            reasons[i] = "some of its parameters did not come from the file"
+    return reasons
 
 
 def unwrap(model):
@@ -318,13 +373,9 @@ def unwrap(model):
 
 
 def _clean(state_dict):
-    return {_clean_key(key): value for key, value in state_dict.items()}
-
-
-def _clean_key(key):
-    for prefix in _PREFIXES:
-        key = key.removeprefix(prefix)
-    return key.replace("._orig_mod.", ".")
+    """Without the prefixes of wrappers, unless a model has such names of its own and two would become one."""
+    cleaned = {_PREFIXES.sub("", key).replace("._orig_mod.", "."): value for key, value in state_dict.items()}
+    return cleaned if len(cleaned) == len(state_dict) else dict(state_dict)
 
 
 # --- finding the run to continue ------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import warnings
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from . import lr_scheduler
 from .defaults import CLASS_INDEX_CRITERIA
@@ -35,6 +34,7 @@ def check_attributes(model):
         _check_loader(model.eval_loader, "eval_loader")
     _check_same_data(model)
     _check_parameters(model)
+    _check_hidden_methods(model)
     _check_misspelled(model)
 
 
@@ -79,6 +79,9 @@ def _check_choices(model):
         schedulers = getattr(model, name)
         if schedulers is not None and not isinstance(schedulers, (list, tuple)):
             raise TypeError(f"{name} must be a list of schedulers, got {_short(schedulers)}.")
+    for warm_up in model.warm_up_scheduler_list or []:
+        if not isinstance(warm_up, lr_scheduler.WarmUpLR):
+            raise TypeError(f"warm_up_scheduler_list must hold WarmUpLR objects, got {_short(warm_up)}.")
     if model.callbacks is not None and not isinstance(model.callbacks, (list, tuple)):
         raise TypeError(f"callbacks must be a list, got {_short(model.callbacks)}.")
     if model.parallel == "auto" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -92,7 +95,7 @@ def _check_loader(loader, name):
     for part in loader.values() if isinstance(loader, dict) else [loader]:
         if not hasattr(part, "__iter__"):
             raise TypeError(f"{name} must be an iterable of batches, got {_short(part)}.")
-        if iter(part) is part if not isinstance(part, DataLoader) else False:
+        if type(part).__module__ in ("builtins", "itertools") and iter(part) is part:
             raise ValueError(
                 f"{name} is a {type(part).__name__} that can be read once only; the second epoch would be empty. Give a "
                 "DataLoader, a list, or an object whose __iter__ starts anew."
@@ -116,45 +119,54 @@ def _check_same_data(model):
 
 
 def _check_parameters(model):
-    named = {}
     modules = {f"model_list[{i}]": part for i, part in enumerate(model.model_list)}
-    extra = {name: value for name, value in vars(model).items() if isinstance(value, nn.Module)}
-    for prefix, module in {**modules, **extra}.items():  # a criterion may hold parameters too
-        for name, parameter in module.named_parameters():
-            named.setdefault(parameter, f"{prefix}.{name}")
+    named = {p: f"{prefix}.{name}" for prefix, part in modules.items() for name, p in part.named_parameters()}
+    in_models = set(named)
+    for attribute, value in vars(model).items():  # a criterion may hold parameters too
+        if isinstance(value, nn.Module):
+            for name, p in value.named_parameters():
+                named.setdefault(p, f"{attribute}.{name}")
+        elif isinstance(value, nn.Parameter):
+            named.setdefault(value, attribute)
     owners = {}
     for index, optimizer in enumerate(model.optimizer_list):
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                owners.setdefault(parameter, []).append(index)
-        strangers = [p for p, indices in owners.items() if index in indices and p not in named]
-        size = sum(len(group["params"]) for group in optimizer.param_groups)
-        if len(strangers) == size:
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        for p in held:
+            owners.setdefault(p, []).append(index)
+        if not any(p in named for p in held):
             raise ValueError(
                 f"optimizer_list[{index}] holds parameters of no model in model_list, so its steps change nothing. Was the "
                 "model replaced or copied after the optimizer was made? Build it from the models that are in the list."
             )
-        if strangers:
-            _warn(f"optimizer_list[{index}] holds {len(strangers)} of {size} parameters that belong to no model in "
-                  "model_list; they are updated, but not saved.")
+        if outside := [named.get(p, "?") for p in held if p not in in_models]:
+            _warn(f"{_some(outside)} of optimizer_list[{index}] belong to no model in model_list; they are updated, but "
+                  "stand in no checkpoint.")
     twice = [named.get(p, "?") for p, indices in owners.items() if len(indices) > 1]
     if twice:
         _warn(f"{_some(twice)} are in more than one optimizer, which all update them. Give each parameter to one.")
-    in_models = {p for module in modules.values() for p in module.parameters() if p.requires_grad}
-    left_out = [name for p, name in named.items() if p in in_models and p not in owners]
+    left_out = [name for p, name in named.items() if p in in_models and p.requires_grad and p not in owners]
     if left_out:
         _warn(f"{_some(left_out)} are trainable but in no optimizer, so they never change. Add them to one, or freeze them "
               "with requires_grad_(False).")
 
 
+def _check_hidden_methods(model):
+    """``self.epochs = 30`` would end in "int is not callable", a method called ``metrics`` would never be called."""
+    hidden = [name for name, value in vars(model).items()
+              if callable(getattr(type(model), name, None)) and not callable(value)]
+    if hidden:
+        raise ValueError(f"An attribute must not have the name of a method, which it hides: {hidden}. Rename one of them.")
+
+
 def _check_misspelled(model):
     """``self.warmup_epoch = 5`` would otherwise be silently ignored."""
-    known = [name for base in type(model).__mro__ if base.__module__.endswith(".template") for name in vars(base)]
-    known += model.attribute_names
+    own = [base for base in type(model).__mro__ if base.__module__.endswith((".template", ".run_tools"))]
+    known = [name for base in own for name in vars(base)] + list(model.attribute_names)
     plain = {_plain(name): name for name in known if not name.startswith("_")}
+    plain["lrscheduler"] = "lr_scheduler_list or lr_scheduler_type"
     for name in set(vars(model)) - set(known):
         close = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.93)
-        if close and not name[-1].isdigit():
+        if close and not name.startswith("_") and not name[-1].isdigit():
             _warn(f"self.{name} is no attribute of TemplateModel and has no effect there. Did you mean {plain[close[0]]}?")
 
 
@@ -190,7 +202,7 @@ class Preflight(Callback):
             self.undo.append(handle.remove)
         elif criterion is not None:
             def checked(*args, **kwargs):
-                check_criterion_inputs(criterion, args)
+                check_criterion_inputs(criterion, args, kwargs.get("ignore_index"))
                 return criterion(*args, **kwargs)
 
             model.criterion = checked
@@ -241,8 +253,12 @@ class Preflight(Callback):
         model.hooks.remove(self)
 
 
-def check_criterion_inputs(criterion, args):
+def check_criterion_inputs(criterion, args, ignore_index=None):
     """What a criterion is about to receive.
+
+    Args:
+        args: its positional arguments, ``(pred, y, …)``.
+        ignore_index: label that does not count; None: the criterion's own, which for torch's functions is -100.
 
     Raises:
         ValueError: it would compute something else than meant, or end in a device-side assert.
@@ -253,7 +269,8 @@ def check_criterion_inputs(criterion, args):
     name = type(criterion).__name__ if isinstance(criterion, nn.Module) else getattr(criterion, "__name__", "criterion")
     takes_classes = isinstance(criterion, CLASS_INDEX_CRITERIA) or name in ("cross_entropy", "nll_loss")
     if takes_classes:
-        _check_class_labels(criterion, name, pred, y)
+        ignored = getattr(criterion, "ignore_index", -100) if ignore_index is None else ignore_index
+        _check_class_labels(name, pred, y, ignored)
     elif pred.shape != y.shape and pred.is_floating_point() and y.is_floating_point() and _broadcasts(pred, y):
         raise ValueError(
             f"{name} would broadcast pred {tuple(pred.shape)} against y {tuple(y.shape)} and compare every prediction with "
@@ -265,7 +282,7 @@ def check_criterion_inputs(criterion, args):
             raise ValueError(f"{name} needs labels in [0, 1], got values from {low:g} to {high:g}.")
 
 
-def _check_class_labels(criterion, name, pred, y):
+def _check_class_labels(name, pred, y, ignore_index):
     if pred.dim() < 1 or y.dim() != max(pred.dim() - 1, 0):
         return  # class probabilities, or a shape that torch itself explains
     classes = pred.shape[1] if pred.dim() > 1 else pred.shape[0]
@@ -274,7 +291,7 @@ def _check_class_labels(criterion, name, pred, y):
             f"{name} needs class indices as integers shaped {tuple(y.shape)}, or probabilities shaped {tuple(pred.shape)}; "
             f"got {y.dtype} shaped {tuple(y.shape)}. Convert the labels with y.long()."
         )
-    labels = y[y != getattr(criterion, "ignore_index", -100)]
+    labels = y[y != ignore_index]
     if labels.numel() and (labels.min() < 0 or labels.max() >= classes):
         raise ValueError(
             f"{name} got labels from {labels.min().item()} to {labels.max().item()}, but pred has {classes} classes, so "
@@ -330,6 +347,13 @@ def resolve_key(model, result):
         raise ValueError(
             f"key_metric {key!r} was not returned by metric() or loss_per_batch(); the evaluation gave {numbers}. Set "
             "self.key_metric to one of these."
+        )
+    best = model.better_when(key)
+    built = model.lr_schedule.schedulers[0].mode if model.lr_scheduler_type == "metric" else None
+    if built not in (None, best):
+        raise ValueError(
+            f"lr_scheduler_type='metric' was built to wait for a {built}imum, and of {key!r} the {best}imum is best. Set "
+            "key_metric in __init__, so that it is known then, or lr_scheduler_type='loss'."
         )
     model.key_metric = key
     return key

@@ -5,17 +5,19 @@
 
     sys.stdout = Logger("log.txt")          # the 2021 way still works
 
-Only stdout is copied. Lines that are redrawn with a carriage return (progress bars) stay out of the file, and so do
+Only stdout is copied. What is drawn over a line with a carriage return (progress bars) stays out of the file, and so do
 warnings and tracebacks, which go to stderr; an exception that leaves the ``with`` block is written to the file.
 """
 
 import atexit
+import os
 import re
 import sys
 import threading
 import traceback
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_BAR = re.compile(r"\r[^\n]+")  # what one write draws over a line; text that a later write puts there is none of it
 
 
 class Logger:
@@ -33,25 +35,36 @@ class Logger:
         self.console = sys.stdout
         self.log = open(self.filename, "a", encoding="utf-8")
         self._lock = threading.RLock()
-        self._partial = ""  # the line that is not finished yet
-        self._outer = []    # for each open `with` block, whether it found this already installed
+        self._unfinished = {}   # thread: the line that it has not finished yet
+        self._in_place = False  # it took stdout, or was given it, and did not give it back
+        self._outer = []        # for each open `with` block, whether it found this already at work
         atexit.register(self.restore)
 
     # --- the file-like side: everything print(), tqdm and pdb ask of a stdout -----------------------------------
 
     def write(self, message):
         with self._lock:
+            self._in_place = True
             self.console.write(message)
             if self.log is not None:
-                *lines, self._partial = (self._partial + message).split("\n")
-                self._write_lines(lines)
+                self._take(message)
         return len(message)
+
+    def _take(self, message):
+        """Whole lines go to the file; the rest waits, for each thread on its own, until its line is finished."""
+        thread = threading.get_ident()
+        *lines, rest = (self._unfinished.pop(thread, "") + _BAR.sub("\r\r", message)).split("\n")
+        self._write_lines(lines)
+        if rest:
+            _, redrawn, shown = rest[:-1].rpartition("\r")
+            self._unfinished[thread] = redrawn + shown + rest[-1]  # a bar of many updates does not pile up
 
     def _write_lines(self, lines):
         for line in lines:
-            line = _ANSI.sub("", line.removesuffix("\r"))
-            if "\r" not in line:
-                self.log.write(line + "\n")
+            _, redrawn, shown = line.removesuffix("\r").rpartition("\r")
+            shown = _ANSI.sub("", shown)
+            if shown or not redrawn:
+                self.log.write(shown + "\n")
         if lines:
             self.log.flush()  # a killed process has its last line in the file
 
@@ -96,20 +109,31 @@ class Logger:
     def clean(self):
         """Empty the file."""
         with self._lock:
-            self._partial = ""
-            self.log.truncate(0)
+            self._unfinished.clear()
+            os.truncate(self.filename, 0)
 
     # --- taking stdout's place and giving it back ---------------------------------------------------------------
 
     def install(self):
-        """Become ``sys.stdout``; does nothing when it already is. Returns itself."""
-        if sys.stdout is not self:
-            self.console = sys.stdout
+        """Become ``sys.stdout``. Returns itself.
+
+        Whatever was put on top meanwhile (another Logger, colorama, ``redirect_stdout``) is left there: most of it passes on
+        to here, and going on top of it again would print in a circle.
+        """
+        with self._lock:
             if self.log is None:
                 self.log = open(self.filename, "a", encoding="utf-8")
-            sys.stdout = self
-            atexit.register(self.restore)
+                atexit.register(self.restore)
+            if not self._is_in_chain():
+                self.console = sys.stdout
+                sys.stdout = self
+            self._in_place = True
         return self
+
+    def _is_in_chain(self):
+        """Whether this is stdout, or was and something else than what had been there before is now on top of it."""
+        before = sys.stdout is self.console or sys.stdout is sys.__stdout__
+        return sys.stdout is self or self._in_place and not before
 
     def restore(self):
         """Give stdout back and close the file. Safe to call twice.
@@ -118,25 +142,29 @@ class Logger:
         """
         with self._lock:
             if self.log is not None:
-                if self._partial:
-                    self._write_lines([self._partial])
-                    self._partial = ""
+                self._write_lines(list(self._unfinished.values()))
+                self._unfinished.clear()
                 self.log.close()
                 self.log = None
             if sys.stdout is self:
-                sys.stdout = self.console
+                sys.stdout = self._give_back()
             atexit.unregister(self.restore)
+
+    def _give_back(self):
+        """The console below, past Loggers that were restored while they were covered."""
+        self._in_place = False
+        covered = isinstance(self.console, Logger) and self.console.log is None
+        return self.console._give_back() if covered else self.console
 
     def move(self, filename):
         """Continue in another file, taking along what this one holds. The old file is left for the caller."""
         with self._lock:
-            self.log.close()
-            with open(self.filename, encoding="utf-8") as old:
-                held = old.read()
+            with open(self.filename, encoding="utf-8") as old, open(filename, "a", encoding="utf-8") as new:
+                new.write(old.read())
             self.filename = str(filename)
-            self.log = open(self.filename, "a", encoding="utf-8")
-            self.log.write(held)
-            self.log.flush()
+            if self.log is not None:
+                self.log.close()
+                self.log = open(self.filename, "a", encoding="utf-8")
 
     def write_traceback(self, error):
         """Into the file only: the console gets it from Python."""
@@ -145,7 +173,7 @@ class Logger:
                 self._write_lines("".join(traceback.format_exception(error)).splitlines())
 
     def __enter__(self):
-        self._outer.append(sys.stdout is self)
+        self._outer.append(self.log is not None and self._is_in_chain())
         return self.install()
 
     def __exit__(self, kind, error, trace):

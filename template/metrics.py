@@ -465,6 +465,11 @@ def _like(metric, state):
     return other
 
 
+def metric_source(metric):
+    """What ``update`` of a metric fills: several scores may share one ``Confusion``, which must see a batch once."""
+    return metric.confusion if isinstance(metric, Score) else metric
+
+
 def is_accumulator(value):
     """Ours, or anything with torchmetrics' ``compute`` and ``reset``."""
     return isinstance(value, Metric) or (hasattr(value, "compute") and hasattr(value, "reset"))

@@ -7,7 +7,8 @@
             eval_scores_per_batch(batch)         # gets the same outputs again for the same inputs
 
 Each recorded output is handed out at most once, so a second call on the same input (Monte-Carlo dropout, test-time
-augmentation) really runs. It does not touch training, nor a model that was scripted.
+augmentation) really runs; one that was changed in place is not handed out. It does not touch training, nor a model that
+was scripted.
 """
 
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ class OneForward:
 
     def __init__(self, models):
         self.models = [model for model in models if not isinstance(model, torch.jit.ScriptModule)]
-        self.records = []  # (model, its mode, arguments, versions of their tensors, output)
+        self.records = []  # (model, its mode, arguments, output, versions of the tensors in both)
         self.is_recording = False
         self.is_replaying = False
 
@@ -35,7 +36,7 @@ class OneForward:
 
     def __exit__(self, *error):
         self.records.clear()
-        for model, name, before in self.replaced:
+        for model, name, before in reversed(self.replaced):  # a model may stand in the list twice
             if before is None:
                 delattr(model, name)
             else:
@@ -62,14 +63,15 @@ class OneForward:
     def _guarded(self, model, forward):
         def guarded(*args, **kwargs):
             if self.is_replaying:
-                for position, (owner, training, inputs, versions, output) in enumerate(self.records):
-                    if owner is model and training == model.training and _same(inputs, (args, kwargs), versions):
+                for position, (owner, training, inputs, output, versions) in enumerate(self.records):
+                    alike = owner is model and training == model.training and _same(inputs, (args, kwargs), versions)
+                    if alike and _same(output, output, versions):
                         del self.records[position]
                         return output
             output = forward(*args, **kwargs)
             if self.is_recording:
                 inputs = (args, kwargs)
-                self.records.append((model, model.training, inputs, _versions(inputs), output))
+                self.records.append((model, model.training, inputs, output, _versions((inputs, output))))
             return output
 
         return guarded
@@ -87,10 +89,10 @@ def _same(old, new, versions):
     """Equal inputs. The same tensor object costs nothing; a converted copy (``x.float()``) is compared by value, which
     waits for the device but is cheap beside a forward."""
     if isinstance(old, torch.Tensor):
-        if not isinstance(new, torch.Tensor):
+        if not isinstance(new, torch.Tensor) or not (old.is_inference() or versions.get(id(old)) == old._version):
             return False
         if new is old:
-            return new.is_inference() or versions[id(old)] == new._version
+            return True
         alike = (old.shape, old.dtype, old.device) == (new.shape, new.dtype, new.device)
         return alike and torch.equal(old, new)
     if type(old) is not type(new):

@@ -27,11 +27,12 @@ def parse_options(options_class, argv=None):
     """Build an ``options_class`` from the command line.
 
     Args:
-        options_class: a dataclass whose fields are int, float, str, bool or ``T | None`` of these, with defaults.
+        options_class: a dataclass whose fields are int, float, str, bool or ``T | None`` of these. A field without a
+            default is an option that must be given.
         argv: list of arguments; None takes ``sys.argv[1:]``.
 
     Raises:
-        SystemExit: an unknown option or a value of the wrong type, after argparse has said which.
+        SystemExit: an unknown or missing option or a value of the wrong type, after argparse has said which.
     """
     parser = argparse.ArgumentParser(
         description=options_class.__doc__,
@@ -42,7 +43,12 @@ def parse_options(options_class, argv=None):
     for field in dataclasses.fields(options_class):
         names = list(dict.fromkeys(["--" + field.name.replace("_", "-"), "--" + field.name]))
         kind = _plain_type(hints[field.name])
-        described = {"default": field.default, "help": field.metadata.get("help", " "), "dest": field.name}
+        help_text = field.metadata.get("help", " ").replace("%", "%%")  # argparse formats it
+        described = {"help": help_text, "dest": field.name}
+        if field.default is dataclasses.MISSING:
+            described["required"] = True
+        else:
+            described["default"] = field.default
         if kind is bool:
             parser.add_argument(*names, action=argparse.BooleanOptionalAction, **described)
         else:

@@ -5,6 +5,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -37,13 +38,23 @@ def make_folder(path):
     """
     path = Path(path)
     if _TIME_STAMP.fullmatch(path.name):
-        taken, number = path, 2
-        while path.exists():
-            path, number = taken.with_name(f"{taken.name}_{number}"), number + 1
-    path.mkdir(parents=True, exist_ok=True)
+        path = _new_folder(path)
+    else:
+        path.mkdir(parents=True, exist_ok=True)
     if not os.access(path, os.W_OK):
         raise PermissionError(f"ckpt_dir must be writable, and {path} is not. Choose another folder.")
     return str(path)
+
+
+def _new_folder(path):
+    """Made by this process and no other, also when a sweep starts many in one second."""
+    for number in itertools.count(1):
+        free = path if number == 1 else path.with_name(f"{path.name}_{number}")
+        try:
+            free.mkdir(parents=True)
+            return free
+        except FileExistsError:
+            continue
 
 
 def free_run_name(name):
@@ -102,7 +113,9 @@ def write_config(folder, options, settings):
 
 def _add_to_config(path, starts):
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    path.write_text(json.dumps(earlier + starts, indent=2, default=str) + "\n", encoding="utf-8")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # half a file would keep every restart from starting
+    temporary.write_text(json.dumps(earlier + starts, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def move_config(source, target):

@@ -113,7 +113,7 @@ class RunTools:
         self.lr_schedule.after_epoch(self.epoch, key_metric, avg_batch_loss)
 
     def change_lr(self, lr_list):
-        """Set the rate of every group of each optimizer; schedules go on in proportion.
+        """Set the rate of every group of each optimizer; schedules go on in proportion, a warm-up takes it as its goal.
 
         Args:
             lr_list: one rate per optimizer.

@@ -2,9 +2,9 @@
 
     print_summary(trainer, torch.randn(1, 1, 8, 8))
 
-torchinfo is asked first where it is installed. torchsummary, the usual choice, fails on embeddings, LSTMs, dict inputs and
-attention, and miscounts parameters, so its table is shown only when its total is the true one. Else our own table, made
-with hooks, is printed. Every attempt runs on a copy: no BatchNorm statistic moves, no hook stays.
+torchinfo is asked first where it is installed, then torchsummary, the usual choice, which fails on embeddings, LSTMs, dict
+inputs and attention. Both miscount some models' parameters, so a table is shown only when its total is the true one. Else
+our own table, made with hooks, is printed. Every attempt runs on a copy: no BatchNorm statistic moves, no hook stays.
 """
 
 import contextlib
@@ -36,13 +36,13 @@ def print_summary(trainer, example):
 def _torchinfo(model, args, kwargs):
     try:
         import torchinfo
-    except ImportError:
+        table = str(torchinfo.summary(copy.deepcopy(model), input_data=kwargs or args, verbose=0))
+    except Exception:  # absent, or it raises whatever a layer that it does not know makes it raise
         return None
-    return str(torchinfo.summary(copy.deepcopy(model), input_data=kwargs or args, verbose=0))
+    return _if_right(table, model)
 
 
 def _torchsummary(model, args, kwargs):
-    """torchsummary's table if it can make one and its parameter total is right, else None."""
     if kwargs or not all(isinstance(arg, torch.Tensor) and arg.dtype == torch.float32 for arg in args):
         return None  # it feeds float32 noise of the given shapes
     printed = io.StringIO()
@@ -50,20 +50,30 @@ def _torchsummary(model, args, kwargs):
         from torchsummary import summary
         with contextlib.redirect_stdout(printed):
             summary(copy.deepcopy(model), [tuple(arg.shape[1:]) for arg in args], device=args[0].device.type)
-    except Exception:  # it raises whatever the layer it does not know makes it raise
+    except Exception:
         return None
-    total = re.search(r"Total params: ([\d,]+)", printed.getvalue())
+    return _if_right(printed.getvalue().rstrip(), model)
+
+
+def _if_right(table, model):
+    """The table if its parameter total is the true one (torchinfo counts tied weights twice), else None."""
+    total = re.search(r"Total params: ([\d,]+)", table)
     true_total = sum(p.numel() for p in model.parameters())
-    right = total is not None and int(total[1].replace(",", "")) == true_total
-    return printed.getvalue().rstrip() if right else None
+    return table if total is not None and int(total[1].replace(",", "")) == true_total else None
 
 
 def layer_table(model, args, kwargs):
     """Our own table: one line per module without children and per module with parameters of its own."""
     model = copy.deepcopy(model)
     shapes = {}
-    handles = [part.register_forward_hook(lambda part, inputs, output, name=name: shapes.setdefault(name, _shape(output)))
-               for name, part in model.named_modules()]
+
+    def noting(name):
+        def note(part, inputs, output):  # returns None: anything else would take the output's place
+            shapes.setdefault(name, _shape(output))
+
+        return note
+
+    handles = [part.register_forward_hook(noting(name)) for name, part in model.named_modules()]
     try:
         model(*args, **kwargs)
     finally:
@@ -73,7 +83,7 @@ def layer_table(model, args, kwargs):
     for name, part in model.named_modules():
         own = sum(p.numel() for p in part.parameters(recurse=False))
         if own or not any(True for _ in part.children()):
-            lines.append(f"{f'{name} ({type(part).__name__})':40s} {shapes.get(name, '-'):26s} {own:12,d}")
+            lines.append(f"{f'{name} ({type(part).__name__})'.strip():40s} {shapes.get(name, '-'):26s} {own:12,d}")
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return "\n".join([*lines, "-" * 80, f"Total params: {total:,}  Trainable: {trainable:,}"])

@@ -34,7 +34,7 @@ from .hooks import Hooks, run_all
 from .loaders import make_batches
 from .logger import Logger
 from .lr_scheduler import build_schedule
-from .metrics import EpochMetrics, RunningLosses
+from .metrics import EpochMetrics, RunningLosses, metric_source
 from .nested import first_tensor, loader_length
 from .one_forward import OneForward
 from .run_tools import RunTools, eval_mode
@@ -157,7 +157,7 @@ class TemplateModel(RunTools):
     def metric(self, pred, y):
         """``{name: value}`` of one batch: plain numbers are averaged over samples, ``Mean``, ``Stored``, ``Confusion`` and
         torchmetrics objects accumulate. The default is accuracy ("acc") for class scores [B, C, …] with integer labels."""
-        for metric in self.metrics.values():
+        for metric in {id(source): source for source in map(metric_source, self.metrics.values())}.values():
             metric.update(pred, y)
         if self.metrics:
             return dict(self.metrics)
@@ -228,6 +228,9 @@ class TemplateModel(RunTools):
             model.to(device)
             if self.compile:
                 model.compile(mode=None if self.compile is True else self.compile)
+        for metric in self.metrics.values():
+            if hasattr(metric, "to"):  # torchmetrics' objects are modules
+                metric.to(device)
         self._input_dtype = parameter_dtype(self.model_list)
         self._set_seed(self.seed)
         self.lr_schedule = build_schedule(self, self.updates_per_epoch())
@@ -422,7 +425,8 @@ class TemplateModel(RunTools):
             for call in self.hooks.on_eval_result:
                 call(self, result)
             print(f"epoch {self.epoch:3d} eval  | {_line(result)}{f' | best {self.key_metric}' if improved else ''}")
-            self.lr_schedule.after_epoch(self.epoch, score, result.get("tol_loss", score))
+            losses = [value for name, value in result.items() if name in self.eval_loss_names and name.endswith("tol_loss")]
+            self.lr_schedule.after_epoch(self.epoch, score, losses[0] if losses else None)
             self._evaluated_epoch = self.epoch
             self._save_after_eval(improved, save_per_epochs)
         return score

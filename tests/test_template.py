@@ -614,3 +614,48 @@ def test_memory_of_tensors_does_not_grow_over_an_epoch():
     x, y = tiny_data(200)
     tiny_trainer(callbacks=[Counting()], train_loader=DataLoader(TensorDataset(x, y), 10), preflight=False).train_loop()
     assert len(live) == 20 and max(live[10:]) <= max(live[5:10])
+
+
+def test_scores_that_share_a_confusion_in_metrics_count_each_batch_once():
+    confusion = Confusion(3)
+    metrics = {"acc": confusion.accuracy(), "f1": confusion.f1(), "matrix": confusion}
+    trainer = tiny_trainer(metrics=metrics, key_metric="acc")
+    trainer.fit(2)
+    assert trainer.eval_result["matrix"].sum() == 23
+
+
+def test_a_loss_plateau_follows_the_loss_of_the_first_of_several_loaders():
+    seen = []
+
+    class Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
+        def step(self, metrics, epoch=None):
+            seen.append(metrics)
+            super().step(metrics)
+
+    x, y = tiny_data(23, seed=5)
+    trainer = Tiny(eval_loader={"near": [(x, y)], "far": [(-x, y)]}, key_metric="acc")
+    trainer.lr_scheduler_list = [Plateau(trainer.optimizer_list[0], mode="min")]
+    trainer.check_init(use_tb=False)
+    trainer.fit(1)
+    assert seen == [trainer.eval_result["near/tol_loss"]]
+
+
+def test_a_metric_plateau_without_a_metric_is_refused_before_training():
+    class NoMetric(Tiny):
+        def metric(self, pred, y):
+            return {}
+
+    trainer = NoMetric(lr_scheduler_type="metric")
+    trainer.check_init(use_tb=False)
+    with pytest.raises(ValueError, match="lr_scheduler_type='loss'"):
+        trainer.train_loop()
+    assert trainer.global_step == 0
+
+
+def test_torchmetrics_objects_go_to_the_models_device_and_accumulate():
+    torchmetrics = pytest.importorskip("torchmetrics")
+    trainer = tiny_trainer(metrics={"f1": torchmetrics.F1Score("multiclass", num_classes=3, average="macro")})
+    trainer.fit(2)
+    from sklearn.metrics import f1_score
+    x, y = tiny_data(23, seed=5)
+    assert trainer.eval_result["f1"] == pytest.approx(f1_score(y, trainer.predict(x).argmax(1), average="macro"), rel=1e-5)

@@ -45,7 +45,7 @@ class History(Callback):
         if row is None:  # an evaluation before any training
             return
         row |= {f"eval/{name}": value for name, value in result.items() if isinstance(value, float)}
-        self._row = None if row in self.rows else row
+        self._row = row
         self._finish_row(model)
 
     def on_exit(self, model):

@@ -36,7 +36,7 @@ class ProgressBar(Callback):
         if self._tqdm is None:
             self._tqdm = _find_tqdm()
         if self._tqdm:
-            self.bar = self._tqdm(total=model.updates_per_epoch(), initial=model.batch // model.accumulate_steps,
+            self.bar = self._tqdm(total=model.updates_per_epoch(), initial=model.batches_done // model.accumulate_steps,
                                   desc=f"epoch {model.epoch}", unit="update", leave=False, dynamic_ncols=True)
 
     def on_batch(self, model, batch):
@@ -62,7 +62,7 @@ class ProgressBar(Callback):
         else:
             self._last_line = now
             of = model.updates_per_epoch() or "?"
-            done = -(-model.batch // model.accumulate_steps)
+            done = -(-model.batches_done // model.accumulate_steps)
             print(f"epoch {model.epoch} cur:[{done}]\\[{of}] " + "  ".join(f"{k} {v}" for k, v in shown.items()))
 
     def on_train_end(self, model, result):

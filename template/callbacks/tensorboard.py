@@ -23,27 +23,34 @@ class TensorBoard(Callback):
 
     def __init__(self, images=0):
         self.images = images
-        self._parts = {}             # "train" and "eval": their own writers
-        self._graph_wanted = None
+        self._parts = {}             # "": the run's own writer, "train" and "eval": those of sub-folders
         self._gradients_wanted = False
         self._images_wanted = False
         self._hparams_written = False
 
-    def _part(self, model, part):
-        """The writer of a sub-folder, beside the run's own."""
+    def _part(self, model, part=""):
+        """The writer of the run or of a sub-folder; what an earlier process left there from now on is void."""
         if part not in self._parts:
-            self._parts[part] = type(model.writer)(str(Path(model.writer.log_dir) / part))
+            writer = type(model.writer)(str(Path(model.writer.log_dir) / part)) if part else model.writer
+            self._parts[part] = writer
+            step = model.epoch if part else model.global_step + 1
+            if step > 1:
+                _void(writer, step)
         return self._parts[part]
 
     def on_train_start(self, model):
         self._gradients_wanted = model.write_params
+        if model.writer is not None:
+            self._part(model)
 
     def on_before_step(self, model):
         if self._gradients_wanted and model.writer is not None:
-            self._gradients_wanted = False  # once an epoch: the gradients of its first update
             for name, parameter in _named_parameters(model):
                 if parameter.grad is not None:
-                    model.writer.add_histogram(f"grads/{name}", parameter.grad, model.global_step)
+                    _add_histogram(model.writer, f"grads/{name}", parameter.grad, model.global_step)
+
+    def on_after_step(self, model):
+        self._gradients_wanted = False  # once an epoch: the gradients of its first update
 
     def on_log(self, model, values):
         if model.writer is None:
@@ -60,7 +67,7 @@ class TensorBoard(Callback):
             self._part(model, "train").add_scalar(f"epoch/{name}", value, model.epoch)
         if model.write_params:
             for name, parameter in _named_parameters(model):
-                model.writer.add_histogram(f"weights/{name}", parameter, model.global_step)
+                _add_histogram(model.writer, f"weights/{name}", parameter, model.global_step)
 
     def on_eval_start(self, model):
         self._images_wanted = self.images > 0
@@ -73,7 +80,7 @@ class TensorBoard(Callback):
         if images is not None and images.dim() == 4 and images.shape[1] in (1, 3):
             images = images[: self.images].detach().float().cpu()
             low, high = images.min(), images.max()
-            model.writer.add_images("images", (images - low) / (high - low).clamp(min=1e-12), model.epoch)
+            self._part(model).add_images("images", (images - low) / (high - low).clamp(min=1e-12), model.epoch)
 
     def on_eval_result(self, model, result):
         if model.writer is None:
@@ -83,9 +90,8 @@ class TensorBoard(Callback):
                 self._part(model, "eval").add_scalar(f"epoch/{name}", value, model.epoch)
 
     def on_exit(self, model):
-        if model.writer is not None:
+        if self._parts:  # else nothing was written, and asking for a writer would make an empty run
             self._write_hparams(model)
-            model.writer.flush()
         for writer in self._parts.values():
             writer.flush()
 
@@ -96,7 +102,7 @@ class TensorBoard(Callback):
         wrapped = _Inference(model)
         try:
             with torch.random.fork_rng():
-                model.writer.add_graph(wrapped.eval(), _moved(example, model.device))
+                self._part(model).add_graph(wrapped.eval(), _moved(example, model.device))
         except Exception as error:  # tracing raises whatever the model's Python does not stand
             print(f"The graph is not written: this model cannot be traced ({type(error).__name__}: {error}).")
         finally:
@@ -112,9 +118,9 @@ class TensorBoard(Callback):
                    for name, value in model.run_options.items()}
         best = {f"best/{name}": value for name, value in model.best_metric.items()}
         for summary in hparams(options, best):
-            model.writer.file_writer.add_summary(summary)
+            self._part(model).file_writer.add_summary(summary)
         for name, value in best.items():
-            model.writer.add_scalar(name, value, model.epochs_done)
+            self._part(model).add_scalar(name, value, model.epochs_done)
         self._hparams_written = True
 
 
@@ -124,7 +130,22 @@ def _named_parameters(model):
         prefix = f"{index}/" if len(model.model_list) > 1 else ""
         for name, parameter in part.named_parameters():
             if parameter.requires_grad:
-                yield prefix + name.replace(".", "/"), parameter.detach()
+                yield prefix + name.replace(".", "/"), parameter
+
+
+def _add_histogram(writer, tag, values, step):
+    """Of the finite values: the first gradients under fp16 may overflow, and an empty histogram raises."""
+    values = (values.coalesce().values() if values.is_sparse else values).detach()
+    values = values[torch.isfinite(values)]
+    if values.numel():
+        writer.add_histogram(tag, values, step)
+
+
+def _void(writer, step):
+    """Tell TensorBoard that the run was taken up again here: updates that are done a second time show once."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    writer.file_writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step)
 
 
 class _Inference(torch.nn.Module):

@@ -1,0 +1,170 @@
+"""Stopping when a metric no longer gets better: whichever, in either direction, and across restarts."""
+
+import math
+from pathlib import Path
+
+import pytest
+from tiny import Tiny, tiny_trainer
+
+from template.callbacks.early_stopping import EarlyStopping
+
+
+class Scripted(Tiny):
+    """Its metric takes the values of a list, one per evaluation."""
+
+    def __init__(self, values, name="score", **attributes):
+        super().__init__(preflight=False, **attributes)
+        self.values, self.name = values, name
+
+    def metric(self, pred, y):
+        return {self.name: self.values[self.epoch - 1]}
+
+
+def stopped_after(values, epochs=None, name="score", **arguments):
+    """The number of epochs that were trained, and the callback."""
+    stopping = EarlyStopping(**arguments)
+    trainer = Scripted(values, name, callbacks=[stopping])
+    trainer.check_init(use_tb=False)
+    trainer.fit(epochs or len(values))
+    return trainer.epochs_done, stopping
+
+
+def by_hand(values, patience, mode="max", min_delta=0.0):
+    """The epoch that a person with pencil and paper stops after."""
+    sign = 1 if mode == "max" else -1
+    best, waited = -math.inf, 0
+    for epoch, value in enumerate(values, 1):
+        if sign * value - best > min_delta:
+            best, waited = sign * value, 0
+        else:
+            waited += 1
+        if waited == patience:
+            return epoch
+    return len(values)
+
+
+RISING_THEN_FLAT = [0.1, 0.3, 0.5, 0.4, 0.45, 0.5, 0.6, 0.1, 0.1, 0.1, 0.1]
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3, 4, 20])
+@pytest.mark.parametrize("mode", ["max", "min"])
+@pytest.mark.parametrize("min_delta", [0.0, 0.15])
+def test_it_stops_where_a_person_would(patience, mode, min_delta):
+    values = RISING_THEN_FLAT if mode == "max" else [1 - value for value in RISING_THEN_FLAT]
+    expected = by_hand(values, patience, mode, min_delta)
+    assert stopped_after(values, mode=mode, patience=patience, min_delta=min_delta)[0] == expected
+
+
+def test_a_gain_of_exactly_min_delta_is_none():
+    assert stopped_after([1.0, 1.5, 2.0], patience=1, min_delta=0.5)[0] == 2
+    assert stopped_after([1.0, 1.5, 2.0], patience=1, min_delta=0.25)[0] == 3
+
+
+def test_without_arguments_the_key_metric_decides_in_the_models_direction():
+    falling = [5.0, 4.0, 3.0, 2.0]
+    assert stopped_after(falling, patience=2)[0] == 3  # a metric is better when bigger
+    stopping = EarlyStopping(patience=2)
+    trainer = Scripted(falling, callbacks=[stopping], key_metric_mode="min")
+    trainer.check_init(use_tb=False)
+    trainer.fit(4)
+    assert trainer.epochs_done == 4 and stopping.best == 2.0
+
+
+def test_the_eval_loss_is_better_when_smaller():
+    stopping = EarlyStopping("tol_loss", patience=1)
+    trainer = tiny_trainer(callbacks=[stopping])
+    losses = []
+    for _ in trainer.epochs(20):
+        trainer.train_loop()
+        trainer.eval()
+        losses.append(trainer.eval_result["tol_loss"])
+    assert len(losses) == by_hand(losses, 1, "min") < 20
+    assert stopping.best == min(losses)
+
+
+def test_the_training_loss_can_be_watched_without_an_eval_loader():
+    class Rising(Tiny):
+        def loss_per_batch(self, batch):
+            return super().loss_per_batch(batch)["tol_loss"] + 10 * self.epoch
+
+    trainer = Rising(eval_loader=None, callbacks=[EarlyStopping("train/tol_loss", patience=2)])
+    trainer.check_init(use_tb=False)
+    for _ in trainer.epochs(9):
+        trainer.train_loop()
+    assert trainer.epochs_done == 3
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("values, patience, expected", [
+    ([0.5, NAN, NAN, NAN], 2, 3),        # a NaN is no gain
+    ([NAN, 0.1, 0.2, 0.3], 2, 4),        # anything is better than a NaN
+    ([NAN, NAN, NAN], 2, 3),
+])
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_not_a_number_is_never_the_best(values, patience, expected, mode):
+    values = values if mode == "max" else [-value for value in values]
+    assert stopped_after(values, mode=mode, patience=patience)[0] == expected
+
+
+def test_a_monitor_that_no_result_contains_lists_what_there_is():
+    with pytest.raises(ValueError, match=r"monitors 'f1', which is not among \['tol_loss', 'score'\]"):
+        stopped_after([0.1], monitor="f1", mode="max")
+    trainer = tiny_trainer(callbacks=[EarlyStopping("train/l2")])
+    with pytest.raises(ValueError, match=r"monitors 'train/l2', which is not among \['train/tol_loss'\]"):
+        trainer.train_loop()
+
+
+@pytest.mark.parametrize("arguments, rule", [
+    ({"mode": "up"}, "mode must be 'max', 'min' or None, got 'up'"),
+    ({"patience": 0}, "patience must be a whole number of at least 1, got 0"),
+    ({"patience": 2.5}, "patience must be a whole number of at least 1, got 2.5"),
+    ({"min_delta": -0.1}, "min_delta must be 0 or more, got -0.1"),
+])
+def test_bad_arguments_are_refused(arguments, rule):
+    with pytest.raises(ValueError, match=rule):
+        EarlyStopping(**arguments)
+
+
+def test_a_plain_loop_that_goes_on_after_the_stop_does_nothing(capsys):
+    trainer = Scripted([0.5, 0.375, 0.25, 0.9, 0.9], callbacks=[EarlyStopping(patience=2)])
+    trainer.check_init(use_tb=False)
+    scores = []
+    for _ in range(5):
+        trainer.train_loop()
+        scores.append(trainer.eval())
+    assert trainer.epoch == 3 and trainer.global_step == 18
+    assert scores == [0.5, 0.375, 0.25, 0.25, 0.25]
+    assert not Path(trainer.ckpt_dir, "epoch4.pth").exists()
+    said = capsys.readouterr().out
+    assert "EarlyStopping: score did not get better than 0.5 in 2 epochs." in said
+    assert "Training was stopped, so train_loop() does nothing" in said
+
+
+def test_the_counter_travels_in_the_checkpoint():
+    values = [0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
+    first = Scripted(values, callbacks=[EarlyStopping(patience=3)], ckpt_dir="run")
+    first.check_init(use_tb=False)
+    first.fit(3)  # two of the three have passed
+    assert first.should_stop is False
+    stopping = EarlyStopping(patience=3)
+    again = Scripted(values, callbacks=[stopping], ckpt_dir="run")
+    again.check_init(use_tb=False)
+    again.load_state("last")
+    assert (stopping.best, stopping.waited) == (0.5, 2)
+    again.fit(6)
+    assert again.epochs_done == 4
+
+
+def test_a_run_that_was_stopped_stays_stopped_when_it_is_resumed(capsys):
+    values = [0.5, 0.4, 0.3]
+    first = Scripted(values, callbacks=[EarlyStopping(patience=1)], ckpt_dir="run")
+    first.check_init(use_tb=False)
+    first.fit(3)
+    again = Scripted(values, callbacks=[EarlyStopping(patience=1)], ckpt_dir="run")
+    again.check_init(use_tb=False)
+    again.load_state("auto")
+    again.fit(3)
+    assert again.epochs_done == 2
+    assert "Nothing left to train: 2 of 3 epochs are done and the run was stopped early" in capsys.readouterr().out

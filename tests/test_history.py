@@ -1,0 +1,207 @@
+"""A row per epoch as it happens, none twice and none missing, and a picture of them."""
+
+import csv
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import Tiny, tiny_data, tiny_trainer
+from torch.utils.data import DataLoader, TensorDataset
+
+from template.callbacks import history
+from template.callbacks.history import History
+from template.hooks import Callback
+
+
+def rows(folder):
+    with open(Path(folder, "history.csv"), newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_row_is_there_when_its_epoch_is_over_with_the_values_that_were_returned():
+    trainer = tiny_trainer(lr_scheduler_type="cosine", lr_scheduler_interval="epoch")
+    for epoch in trainer.epochs(3):
+        lr = trainer.optimizer_list[0].param_groups[0]["lr"]
+        trained = trainer.train_loop()
+        score = trainer.eval()
+        written = rows(trainer.ckpt_dir)
+        assert len(written) == epoch
+        assert list(written[-1]) == ["epoch", "global_step", "train/tol_loss", "eval/tol_loss", "eval/acc", "lr", "seconds"]
+        last = {name: float(value) for name, value in written[-1].items()}
+        assert last["seconds"] >= 0
+        assert last | {"seconds": 0} == {
+            "epoch": epoch, "global_step": 6 * epoch, "train/tol_loss": trained["tol_loss"], "eval/acc": score,
+            "eval/tol_loss": trainer.eval_result["tol_loss"], "lr": lr, "seconds": 0}
+    assert not [name for name in os.listdir(trainer.ckpt_dir) if name.startswith(".")]
+
+
+def test_an_evaluation_every_second_epoch_leaves_the_other_cells_empty():
+    trainer = tiny_trainer()
+    for epoch in trainer.epochs(4):
+        trainer.train_loop()
+        if epoch % 2 == 0:
+            trainer.eval()
+    written = rows(trainer.ckpt_dir)
+    assert [row["epoch"] for row in written] == ["1", "2", "3", "4"]
+    assert [bool(row["eval/acc"]) for row in written] == [False, True, False, True]
+    assert all(row["train/tol_loss"] for row in written)
+
+
+def test_without_evaluation_the_last_row_is_there_too():
+    trainer = tiny_trainer(eval_loader=None)
+    trainer.fit(2)
+    assert [list(row)[:3] for row in rows(trainer.ckpt_dir)] == [["epoch", "global_step", "train/tol_loss"]] * 2
+
+
+def test_an_evaluation_after_the_loop_completes_the_last_row():
+    trainer = tiny_trainer()
+    for _ in trainer.epochs(2):
+        trainer.train_loop()
+    score = trainer.eval()
+    written = rows(trainer.ckpt_dir)
+    assert [row["eval/acc"] for row in written] == ["", repr(score)]
+
+
+def test_an_evaluation_before_the_training_makes_no_row():
+    trainer = tiny_trainer()
+    trainer.eval()
+    trainer.fit(1)
+    assert [row["epoch"] for row in rows(trainer.ckpt_dir)] == ["1"]
+
+
+def test_a_column_that_comes_later_fits():
+    class Later(Tiny):
+        def metric(self, pred, y):
+            return super().metric(pred, y) | ({"late": 0.25} if self.epoch == 2 else {})
+
+    trainer = Later(key_metric="acc")
+    trainer.check_init(use_tb=False)
+    trainer.fit(2)
+    assert [row["eval/late"] for row in rows(trainer.ckpt_dir)] == ["", "0.25"]
+
+
+def without_seconds(folder):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows(folder)]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("moment, number", [("on_after_step", 9), ("on_after_step", 13), ("on_eval_batch", 2),
+                                            ("on_train_end", 2), ("on_eval_result", 2)])
+def test_a_resumed_run_has_every_row_once(moment, number):
+    """Killed in the second or third epoch, in its training or its evaluation."""
+    whole = tiny_trainer(ckpt_dir="whole", save_per_steps=2)
+    whole.fit(4)
+
+    class Kill(Callback):
+        pass
+
+    def strike(model, *args):
+        if model.epochs_done >= 1 and (moment != "on_after_step" or model.global_step == number):
+            raise Killed
+
+    kill = Kill()
+    setattr(kill, moment, strike)
+    trainer = tiny_trainer(ckpt_dir="mine", save_per_steps=2, callbacks=[kill])
+    with pytest.raises(Killed):
+        trainer.fit(4)
+    again = tiny_trainer(ckpt_dir="mine", save_per_steps=2)
+    again.load_state("auto")
+    again.fit(4)
+    assert [row["epoch"] for row in rows("mine")] == ["1", "2", "3", "4"]
+    assert without_seconds("mine") == without_seconds("whole")
+
+
+def test_going_back_to_an_earlier_epoch_drops_the_rows_after_it():
+    tiny_trainer(ckpt_dir="run").fit(4)
+    again = tiny_trainer(ckpt_dir="run")
+    again.load_state("run/epoch2.pth")
+    again.train_loop()
+    again.eval()
+    assert [row["epoch"] for row in rows("run")] == ["1", "2", "3"]
+
+
+# --- the picture ------------------------------------------------------------------------------------------------------
+
+
+def picture(folder):
+    from PIL import Image
+
+    with Image.open(Path(folder, "history.png")) as image:
+        image.load()
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def test_the_picture_shows_the_data():
+    tiny_trainer(ckpt_dir="a").fit(4)
+    tiny_trainer(ckpt_dir="b").fit(4)
+    other = DataLoader(TensorDataset(*tiny_data(seed=9)), 10)
+    tiny_trainer(ckpt_dir="c", train_loader=other).fit(4)
+    a, b, c = (picture(folder) for folder in "abc")
+    assert a.shape[0] > 300 and a.shape[1] > 2 * a.shape[0]  # two charts side by side
+    assert np.array_equal(a, b)
+    assert a.shape != c.shape or not np.array_equal(a, c)
+
+
+def test_the_charts_hold_the_rows_values_and_the_best_point(monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: drawn.append(self))
+    trainer = tiny_trainer(ckpt_dir="run")
+    trainer.fit(4)
+    charts = {axes.get_title(): axes for axes in drawn[-1].axes}
+    assert list(charts) == ["tol_loss", "acc"]
+    lines = {line.get_label().split()[0]: (list(line.get_xdata()), list(line.get_ydata()))
+             for line in charts["tol_loss"].lines}
+    for part in ("train", "eval"):
+        assert lines[part] == ([1, 2, 3, 4], [float(row[f"{part}/tol_loss"]) for row in rows("run")])
+    (line,) = [line for line in charts["acc"].lines if line.get_label().startswith("best")]
+    scores = [float(row["eval/acc"]) for row in rows("run")]
+    (x,), (y,) = line.get_xdata(), line.get_ydata()
+    assert y == max(scores) == scores[x - 1]
+
+
+def test_it_is_drawn_now_and_then_and_at_the_end(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(history, "_PNG_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr(History, "_draw", lambda self, model: drawn.append(model.epoch))
+    tiny_trainer().fit(3)
+    assert drawn == [1, 2, 3, 3]
+    monkeypatch.setattr(history, "_PNG_EVERY_SECONDS", 1e9)
+    drawn.clear()
+    tiny_trainer().fit(3)
+    assert drawn == [3]
+
+
+def test_png_off_draws_nothing():
+    trainer = tiny_trainer(ckpt_dir="run", callbacks=[History(png=False)])
+    trainer.fit(2)
+    assert sum(isinstance(callback, History) for callback in trainer.hooks.callbacks) == 1
+    assert not os.path.exists("run/history.png") and len(rows("run")) == 2
+
+
+def test_without_matplotlib_it_says_so_once_and_the_csv_is_all(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(history, "_PNG_EVERY_SECONDS", -1.0)
+    tiny_trainer(ckpt_dir="run").fit(4)
+    assert capsys.readouterr().out.count("history.png is not drawn: the package is missing. pip install matplotlib") == 1
+    assert len(rows("run")) == 4 and not os.path.exists("run/history.png")
+
+
+def test_drawing_leaves_the_users_figures_and_backend_alone():
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend("svg")
+    mine = plt.figure()
+    tiny_trainer().fit(2)
+    assert matplotlib.get_backend() == "svg" and plt.get_fignums() == [mine.number]
+    plt.close(mine)
