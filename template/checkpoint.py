@@ -223,7 +223,7 @@ def newest(folder):
 
 def collect(model, optim=True):
     """The state of a ``TemplateModel`` as plain data; ``optim=False`` leaves what only continuing needs."""
-    state = {f"model{i}": _clean(unwrap(part).state_dict()) for i, part in enumerate(model.model_list)}
+    state = {name: _clean(part.state_dict()) for name, part in _modules(model).items()}
     state |= {
         "format": FORMAT,
         "global_step": model.global_step,
@@ -259,10 +259,11 @@ def apply(model, state, optim=True, strict=True):
     Raises:
         ValueError: weights or optimizer do not fit and ``strict`` is set, or a model has no weights in the state.
     """
-    weights, notes, lacking = _fitting_weights(model.model_list, state, strict)
+    modules = _modules(model)
+    weights, notes, lacking = _fitting_weights(modules, state, strict)
     afresh = _unfit_optimizers(model.optimizer_list, state, lacking, strict) if optim else {}
-    for part, own in zip(model.model_list, weights):
-        unwrap(part).load_state_dict(own, strict=False)
+    for part, own in zip(modules.values(), weights):
+        part.load_state_dict(own, strict=False)
     model.global_step = state.get("global_step", 0)
     model.global_step_eval = state.get("global_step_eval", 0)
     model.epoch = state.get("epoch", 0)
@@ -312,34 +313,48 @@ def _with_state(callbacks):
             yield (name if seen[name] == 1 else f"{name}#{seen[name]}"), callback
 
 
-def _fitting_weights(models, state, strict):
-    """The weights of each model that fit it, messages on the rest, and the ids of the parameters that get none."""
+def _modules(model):
+    """``{key in the state: module}``: the models, and a criterion that has weights of its own."""
+    modules = {f"model{i}": unwrap(part) for i, part in enumerate(model.model_list)}
+    if isinstance(model.criterion, torch.nn.Module) and model.criterion.state_dict():
+        modules["criterion"] = model.criterion
+    return modules
+
+
+def _fitting_weights(modules, state, strict):
+    """The weights of each module that fit it, messages on the rest, and the ids of the parameters that get none."""
     weights, notes, lacking = [], [], set()
-    for i, part in enumerate(models):
-        if f"model{i}" not in state:
+    for name, part in modules.items():
+        if name not in state:
+            if name == "criterion":  # in 2021 it was not saved
+                weights.append({})
+                notes.append("criterion: the file holds no weights of it")
+                continue
             keys = [key for key in state if key.startswith("model")]
-            raise ValueError(f"model_list has {len(models)} models, the file holds {keys or 'none'}: model{i} is missing.")
-        saved, own = _clean(state[f"model{i}"]), unwrap(part).state_dict()
+            raise ValueError(f"The file must hold every model of model_list; it holds {keys or 'none'}: {name} is missing.")
+        saved, own = _clean(state[name]), part.state_dict()
         own = dict(zip(_clean(own), own.items()))
         shapes = {key: (tuple(saved[key].shape), tuple(own[key][1].shape)) for key in saved.keys() & own.keys()
                   if hasattr(own[key][1], "shape")}
         mismatched = sorted(key for key, (there, here) in shapes.items() if there != here)
         missing, unexpected = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
-        problems = [f"missing in the file: {missing}"] * bool(missing)
-        problems += [f"unknown to the model: {unexpected}"] * bool(unexpected)
-        problems += [f"of another shape: {[f'{key} {shapes[key][0]}, here {shapes[key][1]}' for key in mismatched]}"] * bool(
-            mismatched)
+        problems = {
+            "missing in the file": missing,
+            "unknown to the model": unexpected,
+            "of another shape": [f"{key} {shapes[key][0]}, here {shapes[key][1]}" for key in mismatched],
+        }
+        problems = [f"{what}: {keys}" for what, keys in problems.items() if keys]
         if problems and strict:
             raise ValueError(
-                f"The weights do not fit model{i} ({type(part).__name__}): {'; '.join(problems)}. Nothing was loaded. "
+                f"The weights do not fit {name} ({type(part).__name__}): {'; '.join(problems)}. Nothing was loaded. "
                 "Build the model as it was, or load what fits with strict=False."
             )
-        notes += [f"model{i}: {problem}" for problem in problems]
+        notes += [f"{name}: {problem}" for problem in problems]
         weights.append({own[key][0]: saved[key] for key in saved.keys() & own.keys() if key not in mismatched})
-        parameters = dict(unwrap(part).named_parameters(remove_duplicate=False))
+        parameters = dict(part.named_parameters(remove_duplicate=False))
         lacking |= {id(parameters.get(own[key][0])) for key in missing + mismatched}
-    if f"model{len(models)}" in state:
-        notes.append(f"model{len(models)} of the file is not used: model_list has {len(models)} models")
+    notes += [f"{key} of the file is not used: there is no such model in model_list"
+              for key in state if re.fullmatch(r"model\d+", key) and key not in modules]
     return weights, notes, lacking
 
 

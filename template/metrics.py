@@ -465,9 +465,10 @@ def _like(metric, state):
     return other
 
 
-def metric_source(metric):
-    """What ``update`` of a metric fills: several scores may share one ``Confusion``, which must see a batch once."""
-    return metric.confusion if isinstance(metric, Score) else metric
+def distinct_sources(metrics):
+    """What is to be updated: several scores may share one ``Confusion``, which must see a batch once."""
+    sources = (metric.confusion if isinstance(metric, Score) else metric for metric in metrics)
+    return {id(source): source for source in sources}.values()
 
 
 def is_accumulator(value):

@@ -90,7 +90,11 @@ class RunTools:
         path, state = checkpoint.find_state(self, str(fname))
         if state is None:
             return None
+        if optim and "optimizer_list0" not in state:
+            optim = False
+            print(f"{path} holds weights only: optimizers, schedules and the order of data stay as they are.")
         notes = checkpoint.apply(self, state, optim, strict)
+        self._open_epoch = self._evaluated_epoch = None
         if optim and state.get("seed") not in (None, self.seed):
             notes.append(f"seed {state['seed']} instead of {self.seed}: the order of data goes on as it began")
             self._set_seed(state["seed"])

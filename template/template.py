@@ -34,7 +34,7 @@ from .hooks import Hooks, run_all
 from .loaders import make_batches
 from .logger import Logger
 from .lr_scheduler import build_schedule
-from .metrics import EpochMetrics, RunningLosses, metric_source
+from .metrics import EpochMetrics, RunningLosses, distinct_sources
 from .nested import first_tensor, loader_length
 from .one_forward import OneForward
 from .run_tools import RunTools, eval_mode
@@ -91,7 +91,7 @@ class TemplateModel(RunTools):
         # --- may be set: what is best, what is kept
         self.key_metric = None         # None: the only metric there is, else the eval loss
         self.key_metric_mode = None    # "max", "min", or {metric: mode}; None: losses down, metrics up
-        self.metrics = {}              # {name: accumulator}, updated with (pred, y) by the default metric()
+        self.eval_metrics = {}         # {name: accumulator}, updated with (pred, y) by the default metric()
         self.save_per_steps = None     # also write last.pth every so many updates
         self.keep_checkpoints = None   # keep the newest K epoch<N>.pth; None: all
 
@@ -149,7 +149,7 @@ class TemplateModel(RunTools):
 
     def eval_scores_per_batch(self, batch):
         """The metrics of one eval batch. What ``loss_per_batch`` already ran through a model is not run again."""
-        if self.criterion is None and type(self).metric is TemplateModel.metric and not self.metrics:
+        if self.criterion is None and type(self).metric is TemplateModel.metric and not self.eval_metrics:
             return {}
         x, y = split_batch(batch, self._input_dtype)
         return self.metric(self.inference(x), y)
@@ -157,10 +157,10 @@ class TemplateModel(RunTools):
     def metric(self, pred, y):
         """``{name: value}`` of one batch: plain numbers are averaged over samples, ``Mean``, ``Stored``, ``Confusion`` and
         torchmetrics objects accumulate. The default is accuracy ("acc") for class scores [B, C, …] with integer labels."""
-        for metric in {id(source): source for source in map(metric_source, self.metrics.values())}.values():
-            metric.update(pred, y)
-        if self.metrics:
-            return dict(self.metrics)
+        if self.eval_metrics:
+            for source in distinct_sources(self.eval_metrics.values()):
+                source.update(pred, y)
+            return dict(self.eval_metrics)
         is_classes = isinstance(pred, torch.Tensor) and pred.dim() == y.dim() + 1 and not y.is_floating_point()
         return {"acc": (pred.argmax(1) == y).float().mean()} if is_classes else {}
 
@@ -228,9 +228,9 @@ class TemplateModel(RunTools):
             model.to(device)
             if self.compile:
                 model.compile(mode=None if self.compile is True else self.compile)
-        for metric in self.metrics.values():
-            if hasattr(metric, "to"):  # torchmetrics' objects are modules
-                metric.to(device)
+        for part in (self.criterion, *self.eval_metrics.values()):
+            if isinstance(part, torch.nn.Module):  # torchmetrics' objects are modules too
+                part.to(device)
         self._input_dtype = parameter_dtype(self.model_list)
         self._set_seed(self.seed)
         self.lr_schedule = build_schedule(self, self.updates_per_epoch())
@@ -419,16 +419,19 @@ class TemplateModel(RunTools):
         if self.should_stop and self._evaluated_epoch == self.epoch:
             return self.eval_result[self.key_metric]  # a plain loop that goes on after the stop
         with self._session():
-            result = self.eval_result = self._evaluate(self._eval_batches)
-            score = result[checks.resolve_key(self, result)]
-            improved = self._note_best(result)
-            for call in self.hooks.on_eval_result:
-                call(self, result)
+            with self._eval_events():
+                result = self.eval_result = self._score(self._eval_batches, self.hooks.on_eval_batch)
+                score = result[checks.resolve_key(self, result)]
+                improved = self._note_best(result)
+                for call in self.hooks.on_eval_result:
+                    call(self, result)
+                if improved:  # the weights that were scored: a callback may have put averages in their place
+                    checkpoint.write(checkpoint.collect(self, optim=False), Path(self.ckpt_dir) / "best.pth")
             print(f"epoch {self.epoch:3d} eval  | {_line(result)}{f' | best {self.key_metric}' if improved else ''}")
             losses = [value for name, value in result.items() if name in self.eval_loss_names and name.endswith("tol_loss")]
             self.lr_schedule.after_epoch(self.epoch, score, losses[0] if losses else None)
             self._evaluated_epoch = self.epoch
-            self._save_after_eval(improved, save_per_epochs)
+            self._save_epoch(save_per_epochs)
         return score
 
     def eval_loop(self, save_per_epochs=1):
@@ -440,27 +443,29 @@ class TemplateModel(RunTools):
         checks.require_init(self)
         if loader is None:
             checks.require_eval_loader(self)
-        with self._session():
-            return self._evaluate(self._eval_batches if loader is None else self._by_prefix(loader))
+        with self._session(), self._eval_events():
+            batches = self._eval_batches if loader is None else self._by_prefix(loader)
+            return self._score(batches, self.hooks.on_eval_batch)
 
     def score_first_batch(self):
         """Losses and metrics of the first eval batch, for the check before training: callbacks do not see it."""
-        return self._score({prefix: [batches.first()] for prefix, batches in self._eval_batches.items()})
+        return self._score(self._eval_batches, only_first=True)
 
-    def _evaluate(self, eval_batches):
-        hooks = self.hooks
-        for call in hooks.on_eval_start:
-            call(self)
+    @contextmanager
+    def _eval_events(self):
         try:
-            return self._score({prefix: batches.epoch(0) for prefix, batches in eval_batches.items()}, hooks.on_eval_batch)
+            for call in self.hooks.on_eval_start:
+                call(self)
+            yield
         finally:
-            run_all(hooks.on_eval_end, self)
+            run_all(self.hooks.on_eval_end, self)
 
-    def _score(self, batches_by_prefix, on_eval_batch=()):
+    def _score(self, batches_by_prefix, on_eval_batch=(), only_first=False):
         """Losses and metrics of every loader under its prefix."""
         result, self.eval_loss_names = {}, set()
         with eval_mode(self.model_list), torch.no_grad(), OneForward(self.model_list) as forwards:
             for prefix, batches in batches_by_prefix.items():
+                batches = [batches.first()] if only_first else batches.epoch(0)
                 losses, metrics = self._score_batches(batches, forwards, on_eval_batch)
                 self.eval_loss_names |= {prefix + name for name in losses}
                 result |= {prefix + name: value for name, value in checks.joined(losses, metrics).items()}
@@ -514,13 +519,11 @@ class TemplateModel(RunTools):
             self.fetch_losses()  # what is not finite is never saved
         checkpoint.write_last(None if source else checkpoint.collect(self), self.ckpt_dir, source)
 
-    def _save_after_eval(self, improved, save_per_epochs):
-        folder = Path(self.ckpt_dir)
+    def _save_epoch(self, save_per_epochs):
+        """The epoch is over: write ``epoch<N>.pth`` if it is its turn, and ``last.pth``."""
         if self._open_epoch is not None:
             self._count_epoch()
-        if improved:
-            checkpoint.write(checkpoint.collect(self, optim=False), folder / "best.pth")
-        path = None
+        folder, path = Path(self.ckpt_dir), None
         if save_per_epochs and self.epoch % save_per_epochs == 0:
             path = folder / f"epoch{self.epoch}.pth"
             checkpoint.write(checkpoint.collect(self), path)

@@ -503,7 +503,7 @@ def test_a_file_with_fewer_or_more_models_is_told(capsys):
     one.save_state("one.pth")
     models = [tiny_model(), nn.Linear(3, 3)]
     two = tiny_trainer(model_list=models, optimizer_list=[torch.optim.Adam(nn.ModuleList(models).parameters())])
-    with pytest.raises(ValueError, match=r"model_list has 2 models, the file holds \['model0'\]: model1 is missing"):
+    with pytest.raises(ValueError, match=r"every model of model_list; it holds \['model0'\]: model1 is missing"):
         two.load_state("one.pth", optim=False)
     two.save_state("two.pth")
     one.load_state("two.pth", optim=False)

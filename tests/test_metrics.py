@@ -483,7 +483,7 @@ def test_torchmetrics_objects_and_collections_score_every_epoch_afresh(how):
         return {"f1": f1, "all": collection, "ours": Confusion(3).update(pred, y).f1()}
 
     if how == "metrics":
-        trainer = tiny_trainer(metrics={"f1": f1, "all": collection, "ours": Confusion(3).f1()}, key_metric="f1")
+        trainer = tiny_trainer(eval_metrics={"f1": f1, "all": collection, "ours": Confusion(3).f1()}, key_metric="f1")
     else:
         trainer = tiny_trainer(metric=metric, key_metric="f1")
     for _ in range(2):
@@ -559,7 +559,7 @@ def test_several_eval_loaders_do_not_share_what_an_object_made_once_has_seen():
     loaders = {"a": DataLoader(TensorDataset(*tiny_data(23, seed=5)), 10),
                "b": DataLoader(TensorDataset(*tiny_data(31, seed=6)), 10)}
     collection = torchmetrics.MetricCollection({"acc": torchmetrics.Accuracy("multiclass", num_classes=3, average="micro")})
-    trainer = tiny_trainer(eval_loader=loaders, metrics={"f1": confusion.f1(), "all": collection}, key_metric="a/f1")
+    trainer = tiny_trainer(eval_loader=loaders, eval_metrics={"f1": confusion.f1(), "all": collection}, key_metric="a/f1")
     result = trainer.test()
     model = trainer.model_list[0].eval()
     for name, (x, y) in {"a": tiny_data(23, seed=5), "b": tiny_data(31, seed=6)}.items():

@@ -388,7 +388,7 @@ def test_the_host_waits_for_the_device_once_per_log_point_and_once_per_evaluatio
     trainer.train_loop()
     assert len(calls) == math.ceil(6 / log_per_step)
     calls.clear()
-    trainer._evaluate(trainer._eval_batches)
+    trainer.test()
     assert len(calls) == 2  # one for the losses, one for the metrics
 
 
@@ -619,7 +619,7 @@ def test_memory_of_tensors_does_not_grow_over_an_epoch():
 def test_scores_that_share_a_confusion_in_metrics_count_each_batch_once():
     confusion = Confusion(3)
     metrics = {"acc": confusion.accuracy(), "f1": confusion.f1(), "matrix": confusion}
-    trainer = tiny_trainer(metrics=metrics, key_metric="acc")
+    trainer = tiny_trainer(eval_metrics=metrics, key_metric="acc")
     trainer.fit(2)
     assert trainer.eval_result["matrix"].sum() == 23
 
@@ -654,8 +654,73 @@ def test_a_metric_plateau_without_a_metric_is_refused_before_training():
 
 def test_torchmetrics_objects_go_to_the_models_device_and_accumulate():
     torchmetrics = pytest.importorskip("torchmetrics")
-    trainer = tiny_trainer(metrics={"f1": torchmetrics.F1Score("multiclass", num_classes=3, average="macro")})
+    trainer = tiny_trainer(eval_metrics={"f1": torchmetrics.F1Score("multiclass", num_classes=3, average="macro")})
     trainer.fit(2)
     from sklearn.metrics import f1_score
     x, y = tiny_data(23, seed=5)
     assert trainer.eval_result["f1"] == pytest.approx(f1_score(y, trainer.predict(x).argmax(1), average="macro"), rel=1e-5)
+
+
+def test_what_a_callback_puts_in_for_the_evaluation_is_what_best_holds_and_never_what_continues():
+    """As an average of the weights does: swapped in at on_eval_start, out at on_eval_end."""
+    class Zeros(Callback):
+        def on_eval_start(self, model):
+            self.kept = [p.detach().clone() for p in model.model_list[0].parameters()]
+            for p in model.model_list[0].parameters():
+                p.data.zero_()
+
+        def on_eval_end(self, model):
+            for p, kept in zip(model.model_list[0].parameters(), self.kept):
+                p.data.copy_(kept)
+
+    trainer = tiny_trainer(ckpt_dir="run", callbacks=[Zeros()])
+    trainer.fit(1)
+    assert all((value == 0).all() for value in torch.load("run/best.pth")["model0"].values())
+    last = torch.load("run/last.pth")["model0"]
+    assert all(torch.equal(last[name], value) for name, value in trainer.model_list[0].state_dict().items())
+    assert any((value != 0).any() for value in last.values())
+
+
+def test_a_criterion_with_weights_of_its_own_is_saved_and_restored():
+    class Centers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+
+        def forward(self, pred, y):
+            return nn.functional.cross_entropy(pred * self.scale, y)
+
+    def build(ckpt_dir):
+        trainer = Tiny(ckpt_dir=ckpt_dir, criterion=Centers())
+        trainer.optimizer_list.append(torch.optim.SGD(trainer.criterion.parameters(), 0.1))
+        trainer.check_init(use_tb=False)
+        return trainer
+
+    whole = build("whole")
+    whole.fit(3)
+    build("cut").fit(2)
+    resumed = build("cut")
+    resumed.load_state("auto")
+    resumed.fit(3)
+    assert torch.equal(resumed.criterion.scale, whole.criterion.scale) and torch.equal(weights(resumed), weights(whole))
+    assert not torch.equal(whole.criterion.scale, torch.ones(3))
+
+
+def test_going_back_to_an_earlier_file_goes_on_with_the_epoch_after_it():
+    trainer = tiny_trainer(ckpt_dir="run")
+    trainer.fit(2)
+    trainer.train_loop()  # an epoch that is not evaluated
+    trainer.load_state("run/epoch1.pth")
+    trainer.train_loop()
+    assert trainer.epoch == 2
+
+
+def test_loading_best_in_the_process_that_trained_keeps_optimizer_and_schedule(capsys):
+    trainer = tiny_trainer(ckpt_dir="run", lr_scheduler_type="cosine", total_epochs=8)
+    for _ in range(2):
+        trainer.train_loop()
+        trainer.eval()
+    rate = trainer.optimizer_list[0].param_groups[0]["lr"]
+    trainer.load_state("best")
+    assert trainer.optimizer_list[0].param_groups[0]["lr"] == rate
+    assert "holds weights only" in capsys.readouterr().out
