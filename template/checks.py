@@ -382,7 +382,7 @@ def _warn(message):
 
 def _some(names):
     shown = ", ".join(names[:_NAMES_SHOWN])
-    return f"{len(names)} parameters ({shown}{', …' if len(names) > _NAMES_SHOWN else ''})"
+    return f"{len(names)} parameter{'s' * (len(names) > 1)} ({shown}{', …' if len(names) > _NAMES_SHOWN else ''})"
 
 
 def _short(value):

@@ -187,7 +187,7 @@ def test_optimized_parameters_outside_of_models_and_criterion_are_named_because_
 def test_a_parameter_in_two_optimizers_is_named():
     model = tiny_model()
     first, second = torch.optim.SGD(model.parameters(), 0.1), torch.optim.Adam([model[0].bias])
-    with pytest.warns(UserWarning, match=r"1 parameters \(model_list\[0\]\.0\.bias\) are in more than one optimizer"):
+    with pytest.warns(UserWarning, match=r"1 parameter \(model_list\[0\]\.0\.bias\) are in more than one optimizer"):
         check(model=model, optimizer_list=[first, second])
 
 
