@@ -4,8 +4,7 @@
     state = read("check_point/run/last.pth")        # raises CheckpointError for a damaged file, executes nothing
     path, skipped = newest("check_point/run")
 
-Keys of the 2021 format (``model{i}``, ``optimizer_list{i}``, ``global_step``, ``global_step_eval``, ``epoch``,
-``best_metric``, ``key_metric``) keep their names and meaning; files of that time load.
+What the state holds stands in ``state.py``.
 """
 
 import os
@@ -21,11 +20,8 @@ import numpy as np
 import torch
 
 from . import run_folder
-from .seeding import capture_rng, restore_rng
 
-FORMAT = 1
 _PLAIN = (bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device)
-_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")  # left by DataParallel / DDP and by torch.compile
 _IS_FOLDER = 0x10  # zip's bit that no CRC covers: torch skips such a record and leaves its tensor uninitialised
 
 
@@ -216,181 +212,6 @@ def newest(folder):
         if path.name != "previous.pth":
             break  # of the epoch files, the highest that can be read
     return found[0], found[1], skipped
-
-
-# --- what a checkpoint holds ----------------------------------------------------------------------------------------
-
-
-def collect(model, optim=True):
-    """The state of a ``TemplateModel`` as plain data; ``optim=False`` leaves what only continuing needs."""
-    state = {name: _clean(part.state_dict()) for name, part in _modules(model).items()}
-    state |= {
-        "format": FORMAT,
-        "global_step": model.global_step,
-        "global_step_eval": model.global_step_eval,
-        "epoch": model.epoch,
-        "best_metric": dict(model.best_metric),
-        "best_epoch": dict(model.best_epoch),
-        "key_metric": model.key_metric,
-        "seed": model.seed,
-        "run_name": model.run_name,
-    }
-    if optim:
-        state |= {f"optimizer_list{i}": optimizer.state_dict() for i, optimizer in enumerate(model.optimizer_list)}
-        state |= {
-            "epochs_done": model.epochs_done,
-            "batch": model.batches_done,
-            "should_stop": model.should_stop,
-            "losses": model.running_losses.state_dict(),
-            "schedule": model.lr_schedule.state_dict(),
-            "stepper": model.stepper.state_dict(),
-            "callbacks": {name: callback.state_dict() for name, callback in _with_state(model.hooks.callbacks)},
-            "rng": capture_rng(),
-        }
-    return state
-
-
-def apply(model, state, optim=True, strict=True):
-    """Put a state into a ``TemplateModel``; nothing is changed when it does not fit.
-
-    Returns:
-        Messages about what the state lacks or what was left out.
-
-    Raises:
-        ValueError: weights or optimizer do not fit and ``strict`` is set, or a model has no weights in the state.
-    """
-    modules = _modules(model)
-    weights, notes, lacking = _fitting_weights(modules, state, strict)
-    afresh = _unfit_optimizers(model.optimizer_list, state, lacking, strict) if optim else {}
-    for part, own in zip(modules.values(), weights):
-        part.load_state_dict(own, strict=False)
-    model.global_step = state.get("global_step", 0)
-    model.global_step_eval = state.get("global_step_eval", 0)
-    model.epoch = state.get("epoch", 0)
-    model.best_metric = {name: float(value) for name, value in state.get("best_metric", {}).items()}
-    model.best_epoch = dict(state.get("best_epoch", {}))
-    model.key_metric = model.key_metric or state.get("key_metric")
-    model.epochs_done = state.get("epochs_done", model.epoch)
-    model.batches_done = 0
-    model.running_losses.reset()
-    if optim:
-        notes += _apply_training_state(model, state, afresh)
-    return notes
-
-
-def _apply_training_state(model, state, afresh):
-    notes = [f"optimizer {i} starts afresh: {reason}" for i, reason in afresh.items()]
-    if "schedule" in state:
-        model.lr_schedule.load_state_dict(state["schedule"])
-    else:  # a file of the 2021 format
-        model.lr_schedule.fast_forward(model.epochs_done, model.global_step)
-    for i, optimizer in enumerate(model.optimizer_list):
-        if i not in afresh:
-            optimizer.load_state_dict(state[f"optimizer_list{i}"])
-    if "stepper" in state:
-        model.batches_done = state["batch"]
-        model.should_stop = state["should_stop"]
-        model.running_losses.load_state_dict(state["losses"])
-        model.stepper.load_state_dict(state["stepper"])
-        saved = dict(state["callbacks"])
-        for name, callback in _with_state(model.hooks.callbacks):
-            if name in saved:
-                callback.load_state_dict(saved.pop(name))
-            else:
-                notes.append(f"callback {name} starts afresh: the file holds no state of it")
-        notes += [f"the state of callback {name} is not used: there is no such callback now" for name in saved]
-        restore_rng(state["rng"])
-    return notes
-
-
-def _with_state(callbacks):
-    """(name, callback) of those with state; the second of a class is ``Name#2``."""
-    seen = {}
-    for callback in callbacks:
-        if hasattr(callback, "state_dict"):
-            name = type(callback).__name__
-            seen[name] = seen.get(name, 0) + 1
-            yield (name if seen[name] == 1 else f"{name}#{seen[name]}"), callback
-
-
-def _modules(model):
-    """``{key in the state: module}``: the models, and a criterion that has weights of its own."""
-    modules = {f"model{i}": unwrap(part) for i, part in enumerate(model.model_list)}
-    if isinstance(model.criterion, torch.nn.Module) and model.criterion.state_dict():
-        modules["criterion"] = model.criterion
-    return modules
-
-
-def _fitting_weights(modules, state, strict):
-    """The weights of each module that fit it, messages on the rest, and the ids of the parameters that get none."""
-    weights, notes, lacking = [], [], set()
-    for name, part in modules.items():
-        if name not in state:
-            if name == "criterion":  # in 2021 it was not saved
-                weights.append({})
-                notes.append("criterion: the file holds no weights of it")
-                continue
-            keys = [key for key in state if key.startswith("model")]
-            raise ValueError(f"The file must hold every model of model_list; it holds {keys or 'none'}: {name} is missing.")
-        saved, own = _clean(state[name]), part.state_dict()
-        own = dict(zip(_clean(own), own.items()))
-        shapes = {key: (tuple(saved[key].shape), tuple(own[key][1].shape)) for key in saved.keys() & own.keys()
-                  if hasattr(own[key][1], "shape")}
-        mismatched = sorted(key for key, (there, here) in shapes.items() if there != here)
-        missing, unexpected = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
-        problems = {
-            "missing in the file": missing,
-            "unknown to the model": unexpected,
-            "of another shape": [f"{key} {shapes[key][0]}, here {shapes[key][1]}" for key in mismatched],
-        }
-        problems = [f"{what}: {keys}" for what, keys in problems.items() if keys]
-        if problems and strict:
-            raise ValueError(
-                f"The weights do not fit {name} ({type(part).__name__}): {'; '.join(problems)}. Nothing was loaded. "
-                "Build the model as it was, or load what fits with strict=False."
-            )
-        notes += [f"{name}: {problem}" for problem in problems]
-        weights.append({own[key][0]: saved[key] for key in saved.keys() & own.keys() if key not in mismatched})
-        parameters = dict(part.named_parameters(remove_duplicate=False))
-        lacking |= {id(parameters.get(own[key][0])) for key in missing + mismatched}
-    notes += [f"{key} of the file is not used: there is no such model in model_list"
-              for key in state if re.fullmatch(r"model\d+", key) and key not in modules]
-    return weights, notes, lacking
-
-
-def _unfit_optimizers(optimizers, state, lacking, strict):
-    """``{index: why its saved state is of no use}``; where the grouping differs and ``strict`` is set, a ValueError."""
-    reasons = {}
-    for i, optimizer in enumerate(optimizers):
-        if f"optimizer_list{i}" not in state:
-            reasons[i] = f"the file holds no optimizer_list{i}"
-            continue
-        here, there = ([len(group["params"]) for group in groups]
-                       for groups in (optimizer.param_groups, state[f"optimizer_list{i}"]["param_groups"]))
-        if here != there and strict:
-            raise ValueError(
-                f"optimizer_list[{i}] has groups of {here} parameters, the file's of {there}. Nothing was loaded. Group the "
-                "parameters as they were, or load the weights alone with optim=False."
-            )
-        if here != there:
-            reasons[i] = f"its groups hold {here} parameters, those of the file {there}"
-        elif any(id(p) in lacking for group in optimizer.param_groups for p in group["params"]):
-            reasons[i] = "some of its parameters did not come from the file"
-    return reasons
-
-
-def unwrap(model):
-    """The user's own module inside DataParallel, DDP or ``torch.compile``."""
-    while hasattr(model, "_orig_mod") or isinstance(
-            model, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
-        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
-    return model
-
-
-def _clean(state_dict):
-    """Without the prefixes of wrappers, unless a model has such names of its own and two would become one."""
-    cleaned = {_PREFIXES.sub("", key).replace("._orig_mod.", "."): value for key, value in state_dict.items()}
-    return cleaned if len(cleaned) == len(state_dict) else dict(state_dict)
 
 
 # --- finding the run to continue ------------------------------------------------------------------------------------

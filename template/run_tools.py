@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-from . import checkpoint, checks, run_folder
+from . import checkpoint, checks, run_folder, state
 from .defaults import input_of, parameter_dtype
 from .loaders import make_batches
 from .summary import print_summary
@@ -65,7 +65,7 @@ class RunTools:
     def save_state(self, fname, optim=True):
         """Write models, counters and best values to ``fname``; ``optim`` adds all that continuing needs."""
         checks.require_init(self)
-        checkpoint.write(checkpoint.collect(self, optim), fname)
+        checkpoint.write(state.collect(self, optim), fname)
         print(f"save model state at {fname}")
 
     def load_state(self, fname, optim=True, lr_list=None, strict=True):
@@ -87,17 +87,17 @@ class RunTools:
         """
         if optim:
             checks.require_init(self)
-        path, state = checkpoint.find_state(self, str(fname))
-        if state is None:
+        path, saved = checkpoint.find_state(self, str(fname))
+        if saved is None:
             return None
-        if optim and "optimizer_list0" not in state:
+        if optim and "optimizer_list0" not in saved:
             optim = False
             print(f"{path} holds weights only: optimizers, schedules and the order of data stay as they are.")
-        notes = checkpoint.apply(self, state, optim, strict)
+        notes = state.apply(self, saved, optim, strict)
         self._open_epoch = self._evaluated_epoch = None
-        if optim and state.get("seed") not in (None, self.seed):
-            notes.append(f"seed {state['seed']} instead of {self.seed}: the order of data goes on as it began")
-            self._set_seed(state["seed"])
+        if optim and saved.get("seed") not in (None, self.seed):
+            notes.append(f"seed {saved['seed']} instead of {self.seed}: the order of data goes on as it began")
+            self._set_seed(saved["seed"])
         if lr_list is not None:
             self.change_lr(lr_list)
         print(f"load model state from {path}: epoch {self.epochs_done} done, {self.global_step} updates")
@@ -108,7 +108,7 @@ class RunTools:
     def save_model(self, fname):
         """Pickle the whole modules as ``{"model0": …}``: ``torch.load(fname, weights_only=False)`` gives them back where
         their classes can be imported. For a file that outlives the code, use ``save_state``."""
-        torch.save({f"model{i}": checkpoint.unwrap(model) for i, model in enumerate(self.model_list)}, fname)
+        torch.save({f"model{i}": state.unwrap(model) for i, model in enumerate(self.model_list)}, fname)
         print(f"save model at {fname}")
 
     def update_lr_scheduler(self, key_metric=None, avg_batch_loss=None):

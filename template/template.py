@@ -27,17 +27,17 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, checks, run_folder
+from . import checkpoint, checks, run_folder, state
 from .callbacks import default_callbacks
 from .defaults import fitting_labels, loss_dict, own_loss, parameter_dtype, split_batch
+from .epoch_metrics import EpochMetrics, RunningLosses, distinct_sources
 from .hooks import Hooks, run_all
 from .loaders import make_batches
 from .logger import Logger
-from .lr_scheduler import build_schedule
-from .metrics import EpochMetrics, RunningLosses, distinct_sources
 from .nested import first_tensor, loader_length
 from .one_forward import OneForward
 from .run_tools import RunTools, eval_mode
+from .schedule import build_schedule
 from .seeding import seed_everything
 from .stepper import Stepper, make_clip
 
@@ -426,7 +426,7 @@ class TemplateModel(RunTools):
                 for call in self.hooks.on_eval_result:
                     call(self, result)
                 if improved:  # the weights that were scored: a callback may have put averages in their place
-                    checkpoint.write(checkpoint.collect(self, optim=False), Path(self.ckpt_dir) / "best.pth")
+                    checkpoint.write(state.collect(self, optim=False), Path(self.ckpt_dir) / "best.pth")
             print(f"epoch {self.epoch:3d} eval  | {_line(result)}{f' | best {self.key_metric}' if improved else ''}")
             losses = [value for name, value in result.items() if name in self.eval_loss_names and name.endswith("tol_loss")]
             self.lr_schedule.after_epoch(self.epoch, score, losses[0] if losses else None)
@@ -517,7 +517,7 @@ class TemplateModel(RunTools):
         """Make the present state, or the file that already holds it, the newest checkpoint."""
         if source is None:
             self.fetch_losses()  # what is not finite is never saved
-        checkpoint.write_last(None if source else checkpoint.collect(self), self.ckpt_dir, source)
+        checkpoint.write_last(None if source else state.collect(self), self.ckpt_dir, source)
 
     def _save_epoch(self, save_per_epochs):
         """The epoch is over: write ``epoch<N>.pth`` if it is its turn, and ``last.pth``."""
@@ -526,7 +526,7 @@ class TemplateModel(RunTools):
         folder, path = Path(self.ckpt_dir), None
         if save_per_epochs and self.epoch % save_per_epochs == 0:
             path = folder / f"epoch{self.epoch}.pth"
-            checkpoint.write(checkpoint.collect(self), path)
+            checkpoint.write(state.collect(self), path)
         self._save_last(path)
         checkpoint.keep_newest(folder, self.keep_checkpoints)
 

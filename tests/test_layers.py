@@ -11,8 +11,8 @@ PACKAGE = ROOT / "template"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = {
     0: ["hooks", "lr_scheduler", "seeding", "logger", "nested", "defaults", "one_forward", "options", "run_folder",
-        "summary"],
-    1: ["loaders", "stepper", "metrics", "checkpoint", "checks"],
+        "summary", "metrics"],
+    1: ["loaders", "stepper", "epoch_metrics", "schedule", "state", "checkpoint", "checks"],
     2: ["run_tools", "template"],
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

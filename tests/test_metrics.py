@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tiny import tiny_data, tiny_model, tiny_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from template.metrics import Confusion, EpochMetrics, Mean, Metric, RunningLosses, Stored
+from template.epoch_metrics import EpochMetrics, RunningLosses
+from template.metrics import Confusion, Mean, Metric, Stored
 
 MODERATE = settings(deadline=None, max_examples=60)
 AVERAGES = ("micro", "macro", "weighted")
