@@ -198,8 +198,8 @@ def test_hyperparameters_stand_in_the_runs_own_folder():
     assert start.hparams["lr"].number_value == 0.1 and start.hparams["layers"].string_value == "[16, 3]"
     assert start.hparams["name"].string_value == "tiny"
     own = scalars("runs/mine")
-    assert own["best/acc"] == near([(2, trainer.best_metric["acc"])])
-    assert own["best/tol_loss"] == near([(2, trainer.best_metric["tol_loss"])])
+    assert own["hparam/best_acc"] == near([(2, trainer.best_metric["acc"])])
+    assert own["hparam/best_tol_loss"] == near([(2, trainer.best_metric["tol_loss"])])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

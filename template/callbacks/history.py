@@ -91,10 +91,10 @@ class History(Callback):
         figure = Figure(figsize=(5.2 * len(quantities), 3.8), layout="constrained")
         FigureCanvasAgg(figure)  # no pyplot: no display is asked for, and the user's figures stay theirs
         for axes, quantity in zip(figure.subplots(1, len(quantities), squeeze=False)[0], quantities):
-            for part in ("train", "eval"):
+            for part, color in (("train", "tab:blue"), ("eval", "tab:orange")):
                 points = [(row["epoch"], row[f"{part}/{quantity}"]) for row in self.rows if f"{part}/{quantity}" in row]
                 if points:
-                    axes.plot(*zip(*points), label=part, marker="o", markersize=3, linewidth=1.4)
+                    axes.plot(*zip(*points), label=part, color=color, marker="o", markersize=3, linewidth=1.4)
             best = model.best_epoch.get(quantity)
             if best is not None:
                 axes.plot([best], [model.best_metric[quantity]], "*", color="crimson", markersize=12,

@@ -116,7 +116,7 @@ class TensorBoard(Callback):
 
         options = {name: value if isinstance(value, (int, float, str, bool)) else str(value)
                    for name, value in model.run_options.items()}
-        best = {f"best/{name}": value for name, value in model.best_metric.items()}
+        best = {f"hparam/best_{name}": value for name, value in model.best_metric.items()}
         for summary in hparams(options, best):
             self._part(model).file_writer.add_summary(summary)
         for name, value in best.items():
