@@ -12,6 +12,7 @@ Datasets that are iterated (``IterableDataset``, a list, a generator function's 
 """
 
 import itertools
+import signal
 from contextlib import contextmanager
 from copy import copy
 
@@ -132,6 +133,7 @@ class _WorkerInit:
 
     def __call__(self, worker_id):
         info = get_worker_info()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
         object.__setattr__(info, "dataset", info.dataset.dataset)  # it is frozen
         if self.worker_init_fn is not None:
             self.worker_init_fn(worker_id)

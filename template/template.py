@@ -38,7 +38,8 @@ from .nested import first_tensor, loader_length
 from .one_forward import OneForward
 from .run_tools import RunTools, eval_mode
 from .schedule import build_schedule
-from .seeding import seed_everything
+from .seeding import capture_rng, restore_rng, seed_everything
+from .signals import StopRequest
 from .stepper import Stepper, make_clip
 
 
@@ -118,6 +119,7 @@ class TemplateModel(RunTools):
         self._evaluated_epoch = None
         self._epoch_started = 0.0      # seconds, on time.perf_counter's clock
         self._input_dtype = torch.float32  # of the models
+        self._stop_request = StopRequest()
         self._is_closed = True         # on_exit was called since anything ran
         self._train_batches = None
         self._eval_batches = {}        # by prefix of their results
@@ -280,6 +282,8 @@ class TemplateModel(RunTools):
                 before = self.epochs_done
                 yield before + 1
                 self._finish_epoch()
+                if self._stop_request.signal:
+                    self._leave()
                 if self.epochs_done == before:
                     raise RuntimeError("The body of `for epoch in trainer.epochs(n)` must call trainer.train_loop().")
         finally:
@@ -322,6 +326,7 @@ class TemplateModel(RunTools):
 
         Raises:
             FloatingPointError: the loss of a batch was not finite.
+            SystemExit: SIGTERM (143) or Ctrl-C (130) came; the state after the running update is saved.
         """
         if not self._begin_epoch(write_params, clip_grad):
             return {}
@@ -336,13 +341,7 @@ class TemplateModel(RunTools):
                     losses.update(loss_dict(self.train_step(batch)), num_samples)
                     self.batches_done += 1
                 stepper.finish_group()
-                self.global_step += 1
-                for call in hooks.on_after_step:
-                    call(self)
-                if self.global_step % self.log_per_step == 0:
-                    self._log()
-                if self.save_per_steps and self.global_step % self.save_per_steps == 0:
-                    self._save_last()
+                self._after_update()
             self._log()
             return self._end_training()
 
@@ -350,6 +349,8 @@ class TemplateModel(RunTools):
         """Number the epoch: the user may count ``epoch += 1`` or leave it; no epoch is trained twice."""
         checks.require_init(self)
         self._finish_epoch()
+        if self._stop_request.signal:
+            self._leave()
         if self.should_stop:
             print("Training was stopped, so train_loop() does nothing. Loop over trainer.epochs(n) to end the loop too.")
             return False
@@ -362,6 +363,18 @@ class TemplateModel(RunTools):
             if not model.training and any(p.requires_grad for p in model.parameters()):
                 model.train()  # only at the top: parts that you froze with .eval() stay so
         return True
+
+    def _after_update(self):
+        """Count the update; log, save or leave when it is time."""
+        self.global_step += 1
+        for call in self.hooks.on_after_step:
+            call(self)
+        if self.global_step % self.log_per_step == 0:
+            self._log()
+        if self.save_per_steps and self.global_step % self.save_per_steps == 0:
+            self._save_last()
+        if self._stop_request.signal:
+            self._leave()
 
     def _log(self):
         """Hand out the means of the window: the one wait for the device serves progress bar, TensorBoard and trackers."""
@@ -418,7 +431,7 @@ class TemplateModel(RunTools):
         checks.require_eval_loader(self)
         if self.should_stop and self._evaluated_epoch == self.epoch:
             return self.eval_result[self.key_metric]  # a plain loop that goes on after the stop
-        with self._session():
+        with self._session(), self._undone_when_asked_to_leave():
             with self._eval_events():
                 result = self.eval_result = self._score(self._eval_batches, self.hooks.on_eval_batch)
                 score = result[checks.resolve_key(self, result)]
@@ -443,7 +456,7 @@ class TemplateModel(RunTools):
         checks.require_init(self)
         if loader is None:
             checks.require_eval_loader(self)
-        with self._session(), self._eval_events():
+        with self._session(), self._undone_when_asked_to_leave(), self._eval_events():
             batches = self._eval_batches if loader is None else self._by_prefix(loader)
             return self._score(batches, self.hooks.on_eval_batch)
 
@@ -487,6 +500,8 @@ class TemplateModel(RunTools):
                 self.global_step_eval += 1
                 for call in on_eval_batch:
                     call(self, batch)
+                if self._stop_request.signal:
+                    raise _AskedToLeave
             return losses.compute(), metrics.compute()
         finally:
             metrics.reset()
@@ -530,13 +545,38 @@ class TemplateModel(RunTools):
         self._save_last(path)
         checkpoint.keep_newest(folder, self.keep_checkpoints)
 
+    def _leave(self):
+        """SIGTERM or Ctrl-C: save where training stands and end the process."""
+        self._save_last()
+        self._open_epoch = None
+        self.close()
+        where = f"epoch {self.epoch}, update {self.global_step}"
+        self._say(f"Stopped by a signal; saved at {where} in {self.ckpt_dir}. load_state('auto') continues.")
+        raise SystemExit(self._stop_request.exit_code)
+
+    @contextmanager
+    def _undone_when_asked_to_leave(self):
+        """An evaluation that a signal cut short did not happen: it is done again when the run goes on."""
+        rng, counter = capture_rng(), self.global_step_eval
+        try:
+            yield
+        except _AskedToLeave:
+            restore_rng(rng)
+            self.global_step_eval = counter
+            self._leave()
+
     @contextmanager
     def _session(self):
-        """stdout goes to the log; after an error everything is closed, and the traceback stands in the log."""
+        """stdout goes to the log and signals to the loop; after an error everything is closed, and the traceback stands in
+        the log."""
         self.stdout_logger.install()
+        self._stop_request.install()
         self._is_closed = False
         try:
             yield
+        except SystemExit:
+            self.close()
+            raise
         except BaseException as error:
             self.stdout_logger.write_traceback(error)
             self._open_epoch = None  # what an interrupted evaluation left is no state to save
@@ -561,7 +601,12 @@ class TemplateModel(RunTools):
             try:
                 run_all(self.hooks.on_exit, self)
             finally:
+                self._stop_request.restore()
                 self.stdout_logger.restore()
+
+
+class _AskedToLeave(Exception):
+    """From between two batches of an evaluation to the method that a person called."""
 
 
 def _line(result):

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "template"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = {
     0: ["hooks", "lr_scheduler", "seeding", "logger", "nested", "defaults", "one_forward", "options", "run_folder",
-        "summary", "metrics"],
+        "summary", "metrics", "signals"],
     1: ["loaders", "stepper", "epoch_metrics", "schedule", "state", "checkpoint", "checks"],
     2: ["run_tools", "template"],
 }
