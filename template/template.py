@@ -436,11 +436,11 @@ class TemplateModel(RunTools):
                 result = self.eval_result = self._score(self._eval_batches, self.hooks.on_eval_batch)
                 score = result[checks.resolve_key(self, result)]
                 improved = self._note_best(result)
+                print(f"epoch {self.epoch:3d} eval  | {_line(result)}{f' | best {self.key_metric}' if improved else ''}")
                 for call in self.hooks.on_eval_result:
                     call(self, result)
                 if improved:  # the weights that were scored: a callback may have put averages in their place
                     checkpoint.write(state.collect(self, optim=False), Path(self.ckpt_dir) / "best.pth")
-            print(f"epoch {self.epoch:3d} eval  | {_line(result)}{f' | best {self.key_metric}' if improved else ''}")
             losses = [value for name, value in result.items() if name in self.eval_loss_names and name.endswith("tol_loss")]
             self.lr_schedule.after_epoch(self.epoch, score, losses[0] if losses else None)
             self._evaluated_epoch = self.epoch
