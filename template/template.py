@@ -213,17 +213,6 @@ class TemplateModel(RunTools):
         checks.check_attributes(self)
         if self.stdout_logger is not None:  # called again, in a notebook
             self.close()
-        self.ckpt_dir = run_folder.make_folder(self.ckpt_dir)
-        self.run_name = self.run_name or run_folder.free_run_name(Path(self.ckpt_dir).resolve().name)
-        self.stdout_logger = Logger(Path(self.ckpt_dir) / log_name)
-        if clean_log:
-            self.stdout_logger.clean()
-        self.stdout_logger.install()
-        atexit.register(_close, weakref.ref(self))
-        if not use_tb:
-            self.writer = None
-        self.run_options = run_folder.as_dict(arg)
-        self.seed = seed_everything(self.seed, self.deterministic)
 
         device = torch.device(self.device)
         for model in self.model_list:
@@ -234,14 +223,26 @@ class TemplateModel(RunTools):
             if isinstance(part, torch.nn.Module):  # torchmetrics' objects are modules too
                 part.to(device)
         self._input_dtype = parameter_dtype(self.model_list)
-        self._set_seed(self.seed)
+        self._set_seed(seed_everything(self.seed, self.deterministic))
         self.lr_schedule = build_schedule(self, self.updates_per_epoch())
         self.stepper = Stepper(
             self.optimizer_list, device, self.accumulate_steps, self.amp, self.clip_grad, self.count_samples,
             before_step=lambda: [call(self) for call in self.hooks.on_before_step],
             after_update=self.lr_schedule.after_update,
         )
-        self.hooks = Hooks([*default_callbacks(self.callbacks or ()), *checks.preflight(self)])
+        hooks = Hooks([*default_callbacks(self.callbacks or ()), *checks.preflight(self)])
+
+        self.ckpt_dir = run_folder.make_folder(self.ckpt_dir)
+        self.run_name = self.run_name or run_folder.free_run_name(Path(self.ckpt_dir).resolve().name)
+        self.stdout_logger = Logger(Path(self.ckpt_dir) / log_name)
+        if clean_log:
+            self.stdout_logger.clean()
+        self.stdout_logger.install()
+        atexit.register(_close, weakref.ref(self))
+        if not use_tb:
+            self.writer = None
+        self.run_options = run_folder.as_dict(arg)
+        self.hooks = hooks
         run_folder.announce(self)
 
     def _set_seed(self, seed):

@@ -33,9 +33,9 @@ class Told(Callback):
         print(f"batch {model.epoch} {model.batches_done}", file=sys.stderr, flush=True)
     def on_eval_batch(self, model, batch):
         print(f"eval {model.epoch}", file=sys.stderr, flush=True)
-        time.sleep(0.05)
+        time.sleep(eval_seconds)
 
-workers = int(sys.argv[1])
+workers, eval_seconds = int(sys.argv[1]), float(sys.argv[2])
 trainer = Tiny(ckpt_dir="run", lr_scheduler_type="cosine", accumulate_steps=2, callbacks=[Told()])
 trainer.train_loader = DataLoader(Slow(), 5, shuffle=True, num_workers=workers)
 trainer.check_init(use_tb=False)
@@ -53,14 +53,14 @@ def whole(tmp_path_factory):
     """The state that the job ends with when nobody stops it."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "job.py").write_text(JOB)
-    run_python("job.py", 0, cwd=folder, env=ENVIRONMENT)
+    run_python("job.py", 0, 0.0, cwd=folder, env=ENVIRONMENT)
     return torch.load(folder / "run" / "last.pth")
 
 
-def start(folder, workers=0):
+def start(folder, workers=0, eval_seconds=0.05):
     (folder / "job.py").write_text(JOB)
     environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.Popen([sys.executable, "job.py", str(workers)], cwd=folder, env=environment, text=True,
+    return subprocess.Popen([sys.executable, "job.py", str(workers), str(eval_seconds)], cwd=folder, env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
 
@@ -75,7 +75,7 @@ def send_at(process, marker, number, to_group=False, delay=0.0):
 
 
 def assert_continues_to(whole, folder, workers=0):
-    run_python("job.py", workers, cwd=folder, env=ENVIRONMENT)
+    run_python("job.py", workers, 0.0, cwd=folder, env=ENVIRONMENT)
     state = torch.load(folder / "run" / "last.pth")
     assert all(torch.equal(value, whole["model0"][name]) for name, value in state["model0"].items())
     assert state["best_metric"] == whole["best_metric"] and state["best_epoch"] == whole["best_epoch"]
@@ -107,12 +107,12 @@ def test_ctrl_c_in_a_terminal_reaches_the_workers_too_and_disturbs_none(whole, t
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_leaves_at_once_and_the_files_stay_good(whole, tmp_path):
-    process = start(tmp_path)
+    process = start(tmp_path, eval_seconds=3.0)
     for line in process.stderr:
-        if line.startswith("eval 2"):
+        if line.startswith("eval 1"):
+            os.kill(process.pid, signal.SIGINT)
+        elif line.startswith("SIGINT"):  # heard; the eval batch goes on for seconds
             break
-    os.kill(process.pid, signal.SIGINT)
-    time.sleep(0.005)  # within the 50 ms of the eval batch
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0 and "KeyboardInterrupt" in errors

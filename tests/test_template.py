@@ -724,3 +724,12 @@ def test_loading_best_in_the_process_that_trained_keeps_optimizer_and_schedule(c
     trainer.load_state("best")
     assert trainer.optimizer_list[0].param_groups[0]["lr"] == rate
     assert "holds weights only" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("attributes", [{"amp": "fp8"}, {"clip_grad": -1.0}, {"lr_scheduler_type": "cosin"}], ids=str)
+def test_a_set_up_that_is_refused_leaves_no_folder_and_no_replaced_stdout(attributes, tmp_path):
+    import sys
+    stdout = sys.stdout
+    with pytest.raises(ValueError):
+        Tiny(**attributes).check_init()
+    assert sys.stdout is stdout and not list(tmp_path.iterdir())
