@@ -60,8 +60,9 @@ def whole(tmp_path_factory):
 def start(folder, workers=0, eval_seconds=0.05):
     (folder / "job.py").write_text(JOB)
     environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.Popen([sys.executable, "job.py", str(workers), str(eval_seconds)], cwd=folder, env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    command = [sys.executable, "job.py", str(workers), str(eval_seconds)]
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, start_new_session=True)
 
 
 def send_at(process, marker, number, to_group=False, delay=0.0):
