@@ -240,7 +240,7 @@ def find_state(model, name):
             print(f"skipped: {message}")
         if state is not None:
             _continue_in(model, folder, state)
-            return path, state
+            return Path(model.ckpt_dir) / path.name, state
     print("load_state('auto'): there is no checkpoint to continue from; training starts from scratch.")
     return None, None
 
