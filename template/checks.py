@@ -328,6 +328,11 @@ def require_init(model):
         raise RuntimeError("Call check_init() once before training, evaluating or continuing.")
 
 
+def require_no_init(model):
+    if model.hooks is not None:
+        raise RuntimeError("check_init() was called already, and set up folder, log and callbacks. Make a new trainer.")
+
+
 def require_eval_loader(model):
     if model.eval_loader is None:
         raise ValueError("There is nothing to evaluate: eval_loader (or test_loader) is not set.")

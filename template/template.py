@@ -209,10 +209,9 @@ class TemplateModel(RunTools):
             TypeError, ValueError: something is missing or does not fit; the message says what to do.
             OSError: ``ckpt_dir`` cannot be written to.
         """
+        checks.require_no_init(self)
         self.adopt_old_names()
         checks.check_attributes(self)
-        if self.stdout_logger is not None:  # called again, in a notebook
-            self.close()
 
         device = torch.device(self.device)
         for model in self.model_list:

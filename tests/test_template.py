@@ -733,3 +733,9 @@ def test_a_set_up_that_is_refused_leaves_no_folder_and_no_replaced_stdout(attrib
     with pytest.raises(ValueError):
         Tiny(**attributes).check_init()
     assert sys.stdout is stdout and not list(tmp_path.iterdir())
+
+
+def test_check_init_is_called_once():
+    trainer = tiny_trainer()
+    with pytest.raises(RuntimeError, match="called already"):
+        trainer.check_init()
