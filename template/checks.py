@@ -165,7 +165,7 @@ def _check_hidden_methods(model):
 
 def _check_misspelled(model):
     """``self.warmup_epoch = 5`` would otherwise be silently ignored."""
-    own = [base for base in type(model).__mro__ if base.__module__.endswith((".template", ".run_tools"))]
+    own = [base for base in type(model).__mro__ if base.__module__.endswith((".template", ".run_lifetime", ".run_tools"))]
     known = [name for base in own for name in vars(base)] + list(model.attribute_names)
     plain = {_plain(name): name for name in known if not name.startswith("_")}
     plain["lrscheduler"] = "lr_scheduler_list or lr_scheduler_type"

@@ -14,8 +14,9 @@
         trainer.train_loop()
         trainer.eval()
 
-How an update is done stands in ``stepper.py``, what happens beside the loop in ``callbacks/``, how state is kept in
-``checkpoint.py``. This file holds no feature: only what every training has.
+How an update is done stands in ``stepper.py``, what happens beside the loop in ``callbacks/``, how a run is saved, left and
+closed in ``run_lifetime.py``, reports and files in ``run_tools.py``. This file holds no feature: only what every training
+has.
 """
 
 import atexit
@@ -36,14 +37,15 @@ from .loaders import make_batches
 from .logger import Logger
 from .nested import first_tensor, loader_length
 from .one_forward import OneForward
-from .run_tools import RunTools, eval_mode
+from .run_lifetime import AskedToLeave, RunLifetime, close_if_alive
+from .run_tools import eval_mode
 from .schedule import build_schedule
-from .seeding import capture_rng, restore_rng, seed_everything
+from .seeding import seed_everything
 from .signals import StopRequest
 from .stepper import Stepper, make_clip
 
 
-class TemplateModel(RunTools):
+class TemplateModel(RunLifetime):
     """Subclass it, set the first five attributes, override ``loss_per_batch`` and ``metric`` where the defaults do not do.
 
     The defaults serve ``(x, y)`` batches through one chain of models with any criterion of ``(pred, y)``, and models that
@@ -237,7 +239,7 @@ class TemplateModel(RunTools):
         if clean_log:
             self.stdout_logger.clean()
         self.stdout_logger.install()
-        atexit.register(_close, weakref.ref(self))
+        atexit.register(close_if_alive, weakref.ref(self))
         if not use_tb:
             self.writer = None
         self.run_options = run_folder.as_dict(arg)
@@ -501,7 +503,7 @@ class TemplateModel(RunTools):
                 for call in on_eval_batch:
                     call(self, batch)
                 if self._stop_request.signal:
-                    raise _AskedToLeave
+                    raise AskedToLeave
             return losses.compute(), metrics.compute()
         finally:
             metrics.reset()
@@ -526,95 +528,6 @@ class TemplateModel(RunTools):
                 self.best_metric[name], self.best_epoch[name] = value, self.epoch
         return self.best_epoch.get(self.key_metric) == self.epoch
 
-    # --- state ----------------------------------------------------------------------------------------------------
-
-    def _save_last(self, source=None):
-        """Make the present state, or the file that already holds it, the newest checkpoint."""
-        if source is None:
-            self.fetch_losses()  # what is not finite is never saved
-        checkpoint.write_last(None if source else state.collect(self), self.ckpt_dir, source)
-
-    def _save_epoch(self, save_per_epochs):
-        """The epoch is over: write ``epoch<N>.pth`` if it is its turn, and ``last.pth``."""
-        if self._open_epoch is not None:
-            self._count_epoch()
-        folder, path = Path(self.ckpt_dir), None
-        if save_per_epochs and self.epoch % save_per_epochs == 0:
-            path = folder / f"epoch{self.epoch}.pth"
-            checkpoint.write(state.collect(self), path)
-        self._save_last(path)
-        checkpoint.keep_newest(folder, self.keep_checkpoints)
-
-    def _leave(self):
-        """SIGTERM or Ctrl-C: save where training stands and end the process."""
-        self._save_last()
-        self._open_epoch = None
-        self.close()
-        where = f"epoch {self.epoch}, update {self.global_step}"
-        self._say(f"Stopped by a signal; saved at {where} in {self.ckpt_dir}. load_state('auto') continues.")
-        raise SystemExit(self._stop_request.exit_code)
-
-    @contextmanager
-    def _undone_when_asked_to_leave(self):
-        """An evaluation that a signal cut short did not happen: it is done again when the run goes on."""
-        rng, counter = capture_rng(), self.global_step_eval
-        try:
-            yield
-        except _AskedToLeave:
-            restore_rng(rng)
-            self.global_step_eval = counter
-            self._leave()
-
-    @contextmanager
-    def _session(self):
-        """stdout goes to the log and signals to the loop; after an error everything is closed, and the traceback stands in
-        the log."""
-        self.stdout_logger.install()
-        self._stop_request.install()
-        self._is_closed = False
-        try:
-            yield
-        except SystemExit:
-            self.close()
-            raise
-        except BaseException as error:
-            self.stdout_logger.write_traceback(error)
-            self._open_epoch = None  # what an interrupted evaluation left is no state to save
-            self.close()
-            raise
-
-    def close(self):
-        """End of training: save an epoch that was not evaluated, run the callbacks' clean-up, give stdout back.
-
-        Safe to call twice; a later ``train_loop`` opens everything again.
-        """
-        if self._is_closed:
-            self.stdout_logger.restore()
-            return
-        self._is_closed = True
-        try:
-            if self._open_epoch is not None and self.eval_loader is not None:
-                self._save_last()  # all its batches are done: continuing goes on with its evaluation
-                self._open_epoch = None
-            self._finish_epoch()
-        finally:
-            try:
-                run_all(self.hooks.on_exit, self)
-            finally:
-                self._stop_request.restore()
-                self.stdout_logger.restore()
-
-
-class _AskedToLeave(Exception):
-    """From between two batches of an evaluation to the method that a person called."""
-
 
 def _line(result):
     return "  ".join(f"{name} {value:.6f}" for name, value in result.items() if isinstance(value, float))
-
-
-def _close(reference):
-    """At the interpreter's exit, for loops that never called close()."""
-    model = reference()
-    if model is not None:
-        model.close()
