@@ -42,13 +42,20 @@ class RunLifetime(RunTools):
         self._say(f"Stopped by a signal; saved at {where} in {self.ckpt_dir}. load_state('auto') continues.")
         raise SystemExit(self._stop_request.exit_code)
 
+    def _until_asked_to_leave(self, batches):
+        """The batches of an evaluation; a signal ends it between two of them, see ``_undone_when_asked_to_leave``."""
+        for batch in batches:
+            yield batch
+            if self._stop_request.signal:
+                raise _AskedToLeave
+
     @contextmanager
     def _undone_when_asked_to_leave(self):
         """An evaluation that a signal cut short did not happen: it is done again when the run goes on."""
         rng, counter = capture_rng(), self.global_step_eval
         try:
             yield
-        except AskedToLeave:
+        except _AskedToLeave:
             restore_rng(rng)
             self.global_step_eval = counter
             self._leave()
@@ -93,7 +100,7 @@ class RunLifetime(RunTools):
                 self.stdout_logger.restore()
 
 
-class AskedToLeave(Exception):
+class _AskedToLeave(Exception):
     """From between two batches of an evaluation to the method that a person called."""
 
 

@@ -37,7 +37,7 @@ from .loaders import make_batches
 from .logger import Logger
 from .nested import first_tensor, loader_length
 from .one_forward import OneForward
-from .run_lifetime import AskedToLeave, RunLifetime, close_if_alive
+from .run_lifetime import RunLifetime, close_if_alive
 from .run_tools import eval_mode
 from .schedule import build_schedule
 from .seeding import seed_everything
@@ -480,7 +480,7 @@ class TemplateModel(RunLifetime):
         result, self.eval_loss_names = {}, set()
         with eval_mode(self.model_list), torch.no_grad(), OneForward(self.model_list) as forwards:
             for prefix, batches in batches_by_prefix.items():
-                batches = [batches.first()] if only_first else batches.epoch(0)
+                batches = [batches.first()] if only_first else self._until_asked_to_leave(batches.epoch(0))
                 losses, metrics = self._score_batches(batches, forwards, on_eval_batch)
                 self.eval_loss_names |= {prefix + name for name in losses}
                 result |= {prefix + name: value for name, value in checks.joined(losses, metrics).items()}
@@ -502,8 +502,6 @@ class TemplateModel(RunLifetime):
                 self.global_step_eval += 1
                 for call in on_eval_batch:
                     call(self, batch)
-                if self._stop_request.signal:
-                    raise AskedToLeave
             return losses.compute(), metrics.compute()
         finally:
             metrics.reset()

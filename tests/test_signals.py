@@ -136,3 +136,19 @@ def test_in_another_thread_it_trains_without_handlers():
     thread.start()
     thread.join()
     assert trainer.epochs_done == 1
+
+
+def test_a_signal_while_the_first_eval_batch_is_checked_waits_for_the_first_update():
+    from tiny import Tiny
+
+    class Signalled(Tiny):
+        def metric(self, pred, y):
+            self._stop_request.signal = signal.SIGTERM  # as the handler would note it
+            return super().metric(pred, y)
+
+    trainer = Signalled(ckpt_dir="run")
+    trainer.check_init(use_tb=False)
+    with pytest.raises(SystemExit) as left:
+        trainer.train_loop()
+    assert left.value.code == 143
+    assert torch.load("run/last.pth")["global_step"] == 1 and "Traceback" not in open("run/log.txt").read()
