@@ -218,19 +218,10 @@ def newest(folder):
 
 
 def find_state(model, name):
-    """The checkpoint that ``load_state(name)`` means, as ``(path, state)``; "auto" may find none: ``(None, None)``.
-
-    A run that is found beside the present one, or whose ``last.pth`` is named, is continued in its own folder when the
-    present folder is only the default.
-    """
+    """The checkpoint that ``load_state(name)`` means, as ``(path, state)``; "auto" may find none: ``(None, None)``."""
     if name != "auto":
-        path = Path(name)
-        if name in ("best", "last"):
-            path = Path(model.ckpt_dir) / f"{name}.pth"
-        state = read(path)
-        if path.name == "last.pth":
-            _continue_in(model, path.absolute().parent, state)
-        return path, state
+        path = Path(model.ckpt_dir) / f"{name}.pth" if name in ("best", "last") else Path(name)
+        return path, read(path)
     folders = [Path(model.ckpt_dir).absolute()]
     if run_folder.is_time_stamped(model.ckpt_dir):
         folders += [folder for folder in run_folder.runs_beside(model.ckpt_dir) if folder != folders[0]]
@@ -239,17 +230,17 @@ def find_state(model, name):
         for message in skipped:
             print(f"skipped: {message}")
         if state is not None:
-            _continue_in(model, folder, state)
-            return Path(model.ckpt_dir) / path.name, state
+            return Path(os.path.relpath(path)), state
     print("load_state('auto'): there is no checkpoint to continue from; training starts from scratch.")
     return None, None
 
 
-def _continue_in(model, folder, state):
-    """Move the run that just began, with what it logged, into the folder of the one it continues."""
-    here = Path(model.ckpt_dir).absolute()
-    if model.stdout_logger is None:  # loading without check_init: nothing began
-        return
+def continue_in(model, folder, state):
+    """Move the run that just began, with what it logged, into the folder of the one whose state it took.
+
+    Only from a folder that is the default: one with a name of the user's own stays.
+    """
+    folder, here = Path(folder).absolute(), Path(model.ckpt_dir).absolute()
     if folder != here:
         if not run_folder.is_time_stamped(here):
             return

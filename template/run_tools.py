@@ -73,7 +73,8 @@ class RunTools:
 
         Args:
             fname: path; "best" and "last" stand for the files of ``ckpt_dir``; "auto" takes the newest valid one, also
-                from the run before this one when ``ckpt_dir`` is the default, and says so when there is none.
+                from the run before this one when ``ckpt_dir`` is the default, and says so when there is none. "auto" and
+                a ``last.pth`` continue that run in its own folder, any other file begins a branch in a new one.
             optim: False loads weights, counters and best values only.
             lr_list: rates that replace the restored ones, one per optimizer.
             strict: False loads the weights that fit and lists the others.
@@ -95,6 +96,8 @@ class RunTools:
             print(f"{path} holds weights only: optimizers, schedules and the order of data stay as they are.")
         notes = state.apply(self, saved, optim, strict)
         self._open_epoch = self._evaluated_epoch = None
+        if optim and (fname == "auto" or path.name == "last.pth"):
+            checkpoint.continue_in(self, path.parent, saved)
         if optim and saved.get("seed") not in (None, self.seed):
             notes.append(f"seed {saved['seed']} instead of {self.seed}: the order of data goes on as it began")
             self._set_seed(saved["seed"])

@@ -666,3 +666,26 @@ def test_naming_the_last_checkpoint_of_a_run_continues_that_run():
     third.load_state(Path(first.ckpt_dir) / "epoch1.pth")  # an older state is the start of another run
     assert os.path.abspath(third.ckpt_dir) != os.path.abspath(first.ckpt_dir)
     assert third.epochs_done == 1
+
+
+def test_taking_only_weights_from_another_runs_last_file_leaves_both_runs_in_their_own_folders():
+    source = tiny_trainer()
+    source.fit(1)
+    trainer = tiny_trainer()
+    before = (trainer.ckpt_dir, trainer.run_name)
+    assert trainer.ckpt_dir != source.ckpt_dir
+    trainer.load_state(f"{source.ckpt_dir}/last.pth", optim=False)
+    assert (trainer.ckpt_dir, trainer.run_name) == before
+
+
+@pytest.mark.parametrize("name", ["auto", "last.pth"])
+def test_a_load_that_fails_moves_nothing_into_the_other_runs_folder(name):
+    source = tiny_trainer()
+    source.fit(1)
+    log = (Path(source.ckpt_dir) / "log.txt").read_bytes()
+    trainer = tiny_trainer(model=nn.Linear(6, 3))
+    before = (trainer.ckpt_dir, trainer.run_name)
+    with pytest.raises(ValueError, match="do not fit"):
+        trainer.load_state(name if name == "auto" else f"{source.ckpt_dir}/{name}")
+    assert (trainer.ckpt_dir, trainer.run_name) == before and (Path(trainer.ckpt_dir) / "config.json").exists()
+    assert (Path(source.ckpt_dir) / "log.txt").read_bytes() == log
