@@ -120,12 +120,9 @@ def _check_same_data(model):
 
 
 def _check_parameters(model):
-    modules = {f"model_list[{i}]": part for i, part in enumerate(model.model_list)}
-    named = {p: f"{prefix}.{name}" for prefix, part in modules.items() for name, p in part.named_parameters()}
-    if isinstance(model.criterion, nn.Module):  # it may have parameters too, and is saved with the models
-        named.update((p, f"criterion.{name}") for name, p in model.criterion.named_parameters())
+    named = _parameter_names(model)
     in_models = set(named)
-    for attribute, value in vars(model).items():  # a criterion may hold parameters too
+    for attribute, value in vars(model).items():  # what else the user may have put into an optimizer
         if isinstance(value, nn.Module):
             for name, p in value.named_parameters():
                 named.setdefault(p, f"{attribute}.{name}")
@@ -151,6 +148,14 @@ def _check_parameters(model):
     if left_out:
         _warn(f"{_some(left_out)} are trainable but in no optimizer, so they never change. Add them to one, or freeze them "
               "with requires_grad_(False).")
+
+
+def _parameter_names(model):
+    """``{parameter: where it is}`` of the models, and of a criterion that has some: it is saved with them."""
+    modules = {f"model_list[{i}]": part for i, part in enumerate(model.model_list)}
+    if isinstance(model.criterion, nn.Module):
+        modules["criterion"] = model.criterion
+    return {p: f"{prefix}.{name}" for prefix, part in modules.items() for name, p in part.named_parameters()}
 
 
 def _check_hidden_methods(model):
@@ -237,8 +242,7 @@ class Preflight(Callback):
         self._check_gradients(model)
 
     def _check_gradients(self, model):
-        names = {p: f"model_list[{i}].{name}" for i, part in enumerate(model.model_list)
-                 for name, p in part.named_parameters()}
+        names = _parameter_names(model)
         optimized = [p for parameters in model.stepper.parameters for p in parameters if p.requires_grad]
         without = [names.get(p, "?") for p in optimized if p not in self.has_gradient]
         if without:

@@ -7,9 +7,7 @@
 The accumulators that ``metric()`` returns are in ``metrics.py``.
 """
 
-import copy
-
-from .metrics import Confusion, Mean, Metric, Score, Stored, one_number, to_floats, to_number
+from .metrics import Confusion, Mean, Metric, Score, one_number, to_floats, to_number
 
 
 class RunningLosses:
@@ -131,14 +129,7 @@ class EpochMetrics:
 
 def _like(metric, state):
     """A metric of the same kind holding ``state``."""
-    if isinstance(metric, Score):
-        other = Score(Confusion(metric.confusion.num_classes), metric.formula, *metric.args)
-    elif isinstance(metric, Confusion):
-        other = Confusion(metric.num_classes)
-    elif isinstance(metric, Stored):
-        other = Stored(metric.fn, metric.device)
-    else:
-        other = copy.deepcopy(metric)
+    other = metric.fresh()
     other.load_state_dict(state)
     return other
 

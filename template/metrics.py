@@ -16,6 +16,8 @@ The objects may be made anew for each batch, as above, or once in ``__init__``; 
 Shape legend: B batch, C classes, N samples of the epoch.
 """
 
+import copy
+
 import torch
 
 AVERAGES = ("micro", "macro", "weighted", "binary")
@@ -36,6 +38,12 @@ class Metric:
 
     def reset(self):
         raise NotImplementedError
+
+    def fresh(self):
+        """An empty one of the same kind."""
+        other = copy.deepcopy(self)
+        other.reset()
+        return other
 
     def state_dict(self):
         """Plain data that ``load_state_dict`` of a metric built alike takes."""
@@ -162,6 +170,9 @@ class Stored(Metric):
         self.preds = []
         self.labels = []
 
+    def fresh(self):
+        return Stored(self.fn, self.device)  # not a copy of what fn may belong to
+
     def state_dict(self):
         return {"preds": [pred.cpu() for pred in self.preds], "labels": [label.cpu() for label in self.labels]}
 
@@ -228,8 +239,11 @@ class Confusion(Metric):
             )
         return torch.tensor(cells).reshape(self.num_classes, self.num_classes)
 
+    def fresh(self):
+        return Confusion(self.num_classes)
+
     def __add__(self, other):
-        total = Confusion(self.num_classes)
+        total = self.fresh()
         parts = [part.cells for part in (self, other) if part.cells is not None]
         total.cells = sum(parts) if parts else None
         return total
@@ -299,6 +313,9 @@ class Score(Metric):
 
     def reset(self):
         self.confusion.reset()
+
+    def fresh(self):
+        return Score(self.confusion.fresh(), self.formula, *self.args)
 
     def state_dict(self):
         return self.confusion.state_dict()

@@ -16,6 +16,19 @@ from contextlib import contextmanager
 import torch
 
 
+@contextmanager
+def eval_mode(models):
+    """All models in eval mode, every part back in its own mode afterwards."""
+    modes = [(part, part.training) for model in models for part in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
 class OneForward:
     """Stands before the ``forward`` of each model between ``__enter__`` and ``__exit__``."""
 

@@ -113,8 +113,13 @@ def write_config(folder, options, settings):
 
 def _add_to_config(path, starts):
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # half a file would keep every restart from starting
-    temporary.write_text(json.dumps(earlier + starts, indent=2, default=str) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(earlier + starts, indent=2, default=str) + "\n")
+
+
+def replace_text(path, text):
+    """Write a small file so that a crash leaves the old or the new one: half a file would stop the next start."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 

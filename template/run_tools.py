@@ -3,13 +3,14 @@
 Base class of ``TemplateModel``, so that ``template.py`` holds the training alone. It keeps no state of its own.
 """
 
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 
 from . import checkpoint, checks, run_folder, state
 from .defaults import input_of, parameter_dtype
 from .loaders import make_batches
+from .one_forward import eval_mode
 from .summary import print_summary
 
 
@@ -168,16 +169,3 @@ class RunTools:
         """Print into the log too, also when training has given stdout back."""
         with self.stdout_logger or nullcontext():
             print("\n".join(lines))
-
-
-@contextmanager
-def eval_mode(models):
-    """All models in eval mode, every part back in its own mode afterwards."""
-    modes = [(part, part.training) for model in models for part in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

@@ -36,9 +36,8 @@ from .hooks import Hooks, run_all
 from .loaders import make_batches
 from .logger import Logger
 from .nested import first_tensor, loader_length
-from .one_forward import OneForward
+from .one_forward import OneForward, eval_mode
 from .run_lifetime import RunLifetime, close_if_alive
-from .run_tools import eval_mode
 from .schedule import build_schedule
 from .seeding import seed_everything
 from .signals import StopRequest

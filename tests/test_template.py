@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from tiny import Tiny, tiny_data, tiny_model, tiny_trainer, weights
+from tiny import Tiny, tiny_data, tiny_model, tiny_trainer, weights, whole_and_continued
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -140,12 +140,7 @@ def test_two_optimizers_for_one_model_and_one_for_two_are_all_saved_and_restored
         trainer.check_init(use_tb=False)
         return trainer
 
-    whole = build("whole")
-    whole.fit(4)
-    build("halves").fit(2)
-    resumed = build("halves")
-    resumed.load_state("auto")
-    resumed.fit(4)
+    whole, resumed = whole_and_continued(build, epochs=4, cut=2)
     assert torch.equal(weights(resumed), weights(whole))
 
 
@@ -696,12 +691,7 @@ def test_a_criterion_with_weights_of_its_own_is_saved_and_restored():
         trainer.check_init(use_tb=False)
         return trainer
 
-    whole = build("whole")
-    whole.fit(3)
-    build("cut").fit(2)
-    resumed = build("cut")
-    resumed.load_state("auto")
-    resumed.fit(3)
+    whole, resumed = whole_and_continued(build, epochs=3, cut=2)
     assert torch.equal(resumed.criterion.scale, whole.criterion.scale) and torch.equal(weights(resumed), weights(whole))
     assert not torch.equal(whole.criterion.scale, torch.ones(3))
 

@@ -50,6 +50,18 @@ def tiny_trainer(use_tb=False, **attributes):
     return trainer
 
 
+def whole_and_continued(build, epochs, cut):
+    """The trainer of one run, and that of a run that was ended after ``cut`` epochs and continued by new
+    objects. ``build(ckpt_dir)`` makes a trainer after ``check_init``."""
+    whole = build("whole")
+    whole.fit(epochs)
+    build("parts").fit(cut)
+    continued = build("parts")
+    continued.load_state("auto")
+    continued.fit(epochs)
+    return whole, continued
+
+
 def weights(trainer):
     """All parameters and buffers of all models as one vector, for bit-exact comparison."""
     values = [value for model in trainer.model_list for value in model.state_dict().values()]

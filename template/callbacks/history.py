@@ -7,11 +7,11 @@ The png needs matplotlib (``pip install matplotlib``); without it the csv is all
 
 import csv
 import io
-import os
 import time
 from pathlib import Path
 
 from ..hooks import Callback
+from ..run_folder import replace_text
 
 _PNG_EVERY_SECONDS = 30.0
 
@@ -69,9 +69,7 @@ class History(Callback):
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(text.getvalue(), encoding="utf-8")
-        os.replace(temporary, path)
+        replace_text(path, text.getvalue())
 
     def _draw(self, model):
         """One chart per quantity, training and evaluation in it together; a star marks each metric's best."""

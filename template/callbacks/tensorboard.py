@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from ..hooks import Callback
-from ..nested import first_tensor
+from ..nested import first_tensor, to_device
+from ..one_forward import eval_mode
 
 
 class TensorBoard(Callback):
@@ -99,14 +100,12 @@ class TensorBoard(Callback):
         """The graph of ``inference(example)``. Event files with graphs are large, hence only on demand."""
         if model.writer is None:
             return
-        wrapped = _Inference(model)
+        example = tuple(example) if isinstance(example, list) else example  # what tracing takes several inputs as
         try:
-            with torch.random.fork_rng():
-                self._part(model).add_graph(wrapped.eval(), _moved(example, model.device))
+            with eval_mode(model.model_list), torch.random.fork_rng():
+                self._part(model).add_graph(_Inference(model).eval(), to_device(example, torch.device(model.device)))
         except Exception as error:  # tracing raises whatever the model's Python does not stand
             print(f"The graph is not written: this model cannot be traced ({type(error).__name__}: {error}).")
-        finally:
-            wrapped.restore()
 
     def _write_hparams(self, model):
         """Options and best values for the HPARAMS tab, in the run's own folder (``add_hparams`` would open a new one)."""
@@ -154,18 +153,7 @@ class _Inference(torch.nn.Module):
     def __init__(self, model):
         super().__init__()
         self.parts = torch.nn.ModuleList(model.model_list)
-        self.modes = [(part, part.training) for part in self.parts.modules()]
         self.inference = model.inference
 
     def forward(self, *inputs):
         return self.inference(inputs[0] if len(inputs) == 1 else inputs)
-
-    def restore(self):
-        for part, training in self.modes:
-            part.training = training
-
-
-def _moved(example, device):
-    if isinstance(example, (list, tuple)):
-        return tuple(value.to(device) for value in example)
-    return example.to(device)
