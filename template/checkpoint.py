@@ -7,21 +7,22 @@
 What the state holds stands in ``state.py``.
 """
 
+import errno
 import os
 import pickle
 import re
 import shutil
 import zipfile
 import zlib
-from collections import Counter, OrderedDict
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from . import run_folder
+from .plain_data import refuse_objects
 
-_PLAIN = (bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device)
 _IS_FOLDER = 0x10  # zip's bit that no CRC covers: torch skips such a record and leaves its tensor uninitialised
 
 
@@ -39,18 +40,50 @@ def write(state, path):
         TypeError: the state holds something that ``weights_only=True`` could not load again.
         OSError: no space, no right, no folder; the old file is untouched.
     """
+    with _written(state, path) as temporary:
+        os.replace(temporary, path)
+
+
+@contextmanager
+def _written(state, path):
+    """The state in a temporary file beside ``path``, on the disk and read back; what the body leaves of it is deleted.
+
+    An older file is only replaced after that, so at every instant a complete one is there.
+    """
+    refuse_objects(state)
     path = Path(path)
-    _refuse_objects(state, "state")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = run_folder.temporary_name(path)
     try:
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            _save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _verify(temporary)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def _save(state, file):
+    """``torch.save``, whose "unexpected pos" on a full disk has the real error only in its context."""
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        cause = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        raise (cause or error) from error
+
+
+def _verify(path):
+    """Raise an OSError unless what was written can be read back."""
+    try:
+        damaged = _damaged_record(path)
+    except zipfile.BadZipFile as error:
+        damaged = str(error)
+    if damaged:
+        raise OSError(errno.EIO, f"What was written cannot be read back ({damaged})", str(path))
 
 
 def _sync_folder(folder):
@@ -61,25 +94,6 @@ def _sync_folder(folder):
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _refuse_objects(value, where):
-    """Only what loads under ``weights_only=True``: found now, not at the restart that needs the file.
-
-    Subclasses are objects too: a defaultdict or an IntEnum would be written, and refused when read.
-    """
-    if type(value) in (dict, OrderedDict, Counter):  # MultiStepLR keeps its milestones in a Counter
-        for key, part in value.items():
-            _refuse_objects(key, f"{where}, key {key!r}")
-            _refuse_objects(part, f"{where}[{key!r}]")
-    elif type(value) in (list, tuple):
-        for index, part in enumerate(value):
-            _refuse_objects(part, f"{where}[{index}]")
-    elif type(value) not in _PLAIN and not isinstance(value, torch.Tensor):
-        raise TypeError(
-            f"A checkpoint holds tensors, numbers, strings, lists and dicts only; {where} is a "
-            f"{type(value).__module__}.{type(value).__qualname__}. Return plain data from state_dict()."
-        )
 
 
 def read(path):
@@ -93,14 +107,8 @@ def read(path):
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint at {path}.")
     try:
-        if zipfile.is_zipfile(path):  # files from before torch 1.6 are not
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # torch.load does not look at the CRCs
-                for record in archive.infolist():
-                    if record.external_attr & _IS_FOLDER:
-                        damaged = record.filename
-            if damaged:
-                raise CheckpointError(f"{path} is damaged: the checksum of its record {damaged} is wrong.")
+        if zipfile.is_zipfile(path) and (damaged := _damaged_record(path)):  # files from before torch 1.6 are no zip
+            raise CheckpointError(f"{path} is damaged: the checksum of its record {damaged} is wrong.")
         with torch.serialization.safe_globals(_numpy_scalars()):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -115,6 +123,13 @@ def read(path):
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not the dict of a checkpoint.")
     return state
+
+
+def _damaged_record(path):
+    """Name of the first record whose checksum does not fit, or None: ``torch.load`` does not look at them."""
+    with zipfile.ZipFile(path) as archive:
+        folders = (record.filename for record in archive.infolist() if record.external_attr & _IS_FOLDER)
+        return archive.testzip() or next(folders, None)
 
 
 _UNREADABLE = (RuntimeError, EOFError, zipfile.BadZipFile, zlib.error, OSError, ValueError, KeyError, OverflowError,
@@ -144,7 +159,7 @@ def _reason(error):
 def link(source, target):
     """Give a checkpoint a second name without writing it twice; a copy where the file system has no links."""
     source, target = Path(source), Path(target)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = run_folder.temporary_name(target)
     temporary.unlink(missing_ok=True)
     try:
         try:
@@ -156,19 +171,19 @@ def link(source, target):
         temporary.unlink(missing_ok=True)
 
 
-def write_last(state, folder, source=None):
+def write_last(state, folder, epoch_file=None):
     """Make ``state`` the folder's ``last.pth``; the one before it stays beside it as ``previous.pth``.
 
     Args:
-        source: a file that already holds this state and only needs the name.
+        epoch_file: path that the state shall have as well.
     """
     last = Path(folder) / "last.pth"
-    if last.exists():
-        link(last, last.with_name("previous.pth"))
-    if source is not None:
-        link(source, last)
-    else:
-        write(state, last)
+    with _written(state, last) as temporary:
+        if epoch_file is not None:
+            link(temporary, epoch_file)
+        if last.exists():
+            link(last, last.with_name("previous.pth"))
+        os.replace(temporary, last)
 
 
 def epoch_files(folder):

@@ -72,6 +72,13 @@ def _check_choices(model):
         value = getattr(model, name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+    skip = model.skip_non_finite
+    if not isinstance(skip, int) or isinstance(skip, bool) or skip < 0:
+        raise ValueError("skip_non_finite is the number of updates in a row that may be skipped, 0 or more (0 stops at the "
+                         f"first); got {skip!r}.")
+    seconds = model.save_per_seconds
+    if seconds is not None and (not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or seconds <= 0):
+        raise ValueError(f"save_per_seconds must be a positive number of seconds or None, got {seconds!r}.")
     if not isinstance(model.warm_up_epoch, (int, float)) or model.warm_up_epoch < 0:
         raise ValueError(f"warm_up_epoch must be a number of epochs, 0 or more, got {model.warm_up_epoch!r}.")
     if model.lr_scheduler_type == "onecycle" and (model.warm_up_epoch or model.warm_up_updates):

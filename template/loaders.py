@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .nested import to_device
-from .seeding import derive, sample_rng
+from .seeding import derive, own_generators, reseed, sample_rng
 
 _ORDER = -1  # in the place of a batch number: the key of the epoch's order
 
@@ -44,8 +44,8 @@ def make_batches(loader, seed, device):
     return _ReplayedBatches(loader, seed, device)
 
 
-class _ReplayedBatches:
-    """Any iterable: its order is its own, seeded per epoch as far as it uses the global generators."""
+class _Batches:
+    """What the wrappers of all kinds of loaders share."""
 
     def __init__(self, loader, seed, device):
         self.loader, self.seed, self.device = loader, seed, device
@@ -53,7 +53,57 @@ class _ReplayedBatches:
     def __len__(self):
         return len(self.loader)
 
+    def first(self):
+        return next(self.epoch(0))
+
+    def state_dict(self):
+        """Position and whatever else of the loader is no function of (seed, epoch, batch)."""
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+    def notes(self):
+        """What of this loader cannot be continued exactly, in words."""
+        return []
+
+
+class _ReplayedBatches(_Batches):
+    """Any iterable: its order is its own, seeded per epoch as far as it uses the global generators.
+
+    One with ``state_dict`` and ``load_state_dict`` (torchdata's ``StatefulDataLoader``) is put back where it was; else what was already trained on is read again and left out.
+    """
+
+    def __init__(self, loader, seed, device):
+        super().__init__(loader, seed, device)
+        self.has_state = all(callable(getattr(loader, name, None)) for name in ("state_dict", "load_state_dict"))
+        self.is_placed = False  # the loader itself goes on at the right batch
+
+    def state_dict(self):
+        return {"loader": self.loader.state_dict()} if self.has_state else {}
+
+    def load_state_dict(self, state):
+        if self.has_state and state:
+            self.loader.load_state_dict(state["loader"])
+            self.is_placed = True
+
+    def notes(self):
+        loader = self.loader
+        if self.has_state or isinstance(loader, (list, tuple)):
+            return []
+        if not isinstance(loader, DataLoader):
+            return [f"{type(loader).__name__} is read from its start again; that gives the same batches if its order depends "
+                    "on nothing but the global generators of torch, numpy and random, or on set_epoch()."]
+        notes = []
+        if loader.num_workers:
+            notes.append(f"the order of an IterableDataset depends on num_workers: keep {loader.num_workers}.")
+        if loader.num_workers and loader.persistent_workers:
+            notes.append("persistent workers take their random numbers from one epoch into the next; with an "
+                         "IterableDataset that draws some, set persistent_workers=False.")
+        return notes
+
     def epoch(self, epoch, start=0):
+        first, self.is_placed = (start if self.is_placed else 0), False
         for part in (self.loader, getattr(self.loader, "dataset", None)):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
@@ -63,7 +113,7 @@ class _ReplayedBatches:
                 part.generator.manual_seed(seed)
         with sample_rng(seed):
             iterator = iter(self.loader)
-        for number in itertools.count():
+        for number in itertools.count(first):
             with sample_rng(derive(self.seed, epoch, number)):
                 try:
                     batch = next(iterator)
@@ -72,24 +122,19 @@ class _ReplayedBatches:
             if number >= start:
                 yield to_device(batch, self.device)
 
-    def first(self):
-        return next(self.epoch(0))
 
-
-class _MapBatches:
+class _MapBatches(_Batches):
     """A ``DataLoader`` over a map-style dataset."""
 
     def __init__(self, loader, seed, device):
-        self.loader, self.seed, self.device = loader, seed, device
+        super().__init__(loader, seed, device)
         self.indices = []  # of the epoch's remaining batches; what the copy below iterates over
         self.dataset = _SeededDataset(loader.dataset, loader.collate_fn, batched=loader.batch_sampler is not None)
         self.copy = None
 
-    def __len__(self):
-        return len(self.loader)
-
     def epoch(self, epoch, start=0):
         self.indices[:] = self._tagged(epoch, start)
+        self.dataset.generators = own_generators(self.loader.dataset)
         if self.copy is None:
             self.copy = self._copy_of_loader()
         self.copy.generator.manual_seed(derive(self.seed, epoch, _ORDER))  # workers' base seed; never the global one
@@ -98,7 +143,19 @@ class _MapBatches:
 
     def first(self):
         """The first batch of "epoch 0", read in this process: no worker is started for it."""
+        self.dataset.generators = own_generators(self.loader.dataset)
         return to_device(self.dataset[self._tagged(0, 0)[0]], self.device)
+
+    def notes(self):
+        loader, notes = self.loader, []
+        samplers = [part for part in (loader.batch_sampler, loader.sampler) if part is not None]
+        own = [part for part in samplers if not type(part).__module__.startswith("torch.utils.data")]
+        if own and not _equal(self._tagged(1, 0), self._tagged(1, 0)):
+            notes.append(f"{type(own[0]).__name__} gave two orders for one (seed, epoch). Let it draw from the global "
+                         "generators of torch, numpy or random, from an attribute `generator`, or from set_epoch()'s number.")
+        if loader.num_workers and not getattr(loader, "in_order", True):
+            notes.append("with in_order=False batches come as the workers finish them; set in_order=True.")
+        return notes
 
     def _tagged(self, epoch, start):
         """Run the user's sampler under the epoch's seed: ``[(seed of the batch, its indices), …]``."""
@@ -143,6 +200,13 @@ def _unchanged(batch):
     return batch
 
 
+def _equal(one, other):
+    """Of nested lists of indices, some of which may be tensors."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return bool((one == other).all()) if isinstance(one, torch.Tensor) else one == other
+
+
 @contextmanager
 def _reseeded(generators, seed):
     """A generator that the user gave to loader or sampler decides the order: seed it meanwhile."""
@@ -161,9 +225,11 @@ class _SeededDataset:
 
     def __init__(self, dataset, collate_fn, batched):
         self.dataset, self.collate_fn, self.batched = dataset, collate_fn, batched
+        self.generators = []  # those of the dataset's own, looked for at each start of an epoch
 
     def __getitem__(self, tagged):
         seed, indices = tagged
+        reseed(self.generators, seed)
         with sample_rng(seed):
             if not self.batched:
                 return self.collate_fn(self.dataset[indices])
@@ -198,6 +264,16 @@ class JointBatches:
 
     def first(self):
         return {name: part.first() for name, part in self.parts.items()}
+
+    def state_dict(self):
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state):
+        for name, part in self.parts.items():
+            part.load_state_dict((state or {}).get(name))
+
+    def notes(self):
+        return [f"{name}: {note}" for name, part in self.parts.items() for note in part.notes()]
 
 
 class TensorLoader:
@@ -261,16 +337,7 @@ class TensorLoader:
         return order_N.to(self.tensors[0].device)
 
 
-class _TensorBatches:
-    def __init__(self, loader, seed, device):
-        self.loader, self.seed, self.device = loader, seed, device
-
-    def __len__(self):
-        return len(self.loader)
-
+class _TensorBatches(_Batches):
     def epoch(self, epoch, start=0):
         for batch in self.loader.epoch(self.seed, epoch, start):
             yield to_device(batch, self.device)
-
-    def first(self):
-        return next(self.epoch(0))

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ def make_folder(path):
         path = _new_folder(path)
     else:
         path.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
     if not os.access(path, os.W_OK):
         raise PermissionError(f"ckpt_dir must be writable, and {path} is not. Choose another folder.")
     return str(path)
@@ -89,7 +91,8 @@ def announce(model):
         print(f"  {name}: {value}")
     settings = {name: value for name in sorted(model.attribute_names - _NOT_SETTINGS)
                 if not name.startswith("_") and isinstance(value := getattr(model, name), _PLAIN)}
-    write_config(model.ckpt_dir, model.run_options, settings)
+    with told_when_it_fails(Path(model.ckpt_dir) / "config.json"):
+        write_config(model.ckpt_dir, model.run_options, settings)
 
 
 def write_config(folder, options, settings):
@@ -118,9 +121,37 @@ def _add_to_config(path, starts):
 
 def replace_text(path, text):
     """Write a small file so that a crash leaves the old or the new one: half a file would stop the next start."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    temporary = temporary_name(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path):
+    """Where this process writes what shall become ``path``: in the same folder, so that renaming it is atomic."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def remove_leftovers(folder):
+    """Delete what processes that were killed while writing left in ``folder``.
+
+    Only what nobody has written to for ten minutes: another process may be at work there.
+    """
+    for path in Path(folder).glob(".*.tmp"):
+        with suppress(FileNotFoundError):  # it has just finished
+            if time.time() - path.stat().st_mtime > 600:
+                path.unlink()
+
+
+@contextmanager
+def told_when_it_fails(path):
+    """A file beside the training that cannot be written is told of, and ends nothing."""
+    try:
+        yield
+    except OSError as error:
+        print(f"{path} could not be written: {error.strerror or error}. Training goes on.")
 
 
 def move_config(source, target):
@@ -138,13 +169,3 @@ def _git_commit():
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None
-
-
-def make_writer(run_name):
-    """The run's ``SummaryWriter``, or None, having said so, where the tensorboard package is missing."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter  # heavy: only when something is written
-    except ImportError:
-        print("TensorBoard events are not written: the package is missing. pip install tensorboard")
-        return None
-    return SummaryWriter(str(Path(TENSORBOARD_ROOT) / run_name))

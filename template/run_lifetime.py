@@ -4,61 +4,132 @@ Base class of ``TemplateModel``. A *session* is the time in which stdout goes to
 public method that trains or evaluates opens one, ``close`` ends it.
 """
 
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 from . import checkpoint, state
 from .hooks import run_all
 from .run_tools import RunTools
+from .saver import SaveError
 from .seeding import capture_rng, restore_rng
 
 
 class RunLifetime(RunTools):
     """Checkpoints at their moments, SIGTERM and Ctrl-C, errors, and the end."""
 
-    def _save_last(self, source=None):
-        """Make the present state, or the file that already holds it, the newest checkpoint."""
-        if source is None:
-            self.fetch_losses()  # what is not finite is never saved
-        checkpoint.write_last(None if source else state.collect(self), self.ckpt_dir, source)
+    # --- saving ---------------------------------------------------------------------------------------------------
+
+    def _save_last(self, epoch_file=None, beside=True):
+        """Make the present state the newest checkpoint, and ``epoch_file`` as well.
+
+        Args:
+            beside: False when no training goes on meanwhile: written here and now.
+        """
+        self.fetch_losses()  # what is not finite is never saved
+        folder, count = Path(self.ckpt_dir), self.keep_checkpoints
+
+        def write(saved):
+            checkpoint.write_last(saved, folder, epoch_file)
+            checkpoint.keep_newest(folder, count)
+
+        self._save(folder / "last.pth", state.collect(self), write, beside)
+        self._saved_step, self._saved_at = self.global_step, time.monotonic()
+
+    def _save_best(self):
+        """The weights that were just scored."""
+        path = Path(self.ckpt_dir) / "best.pth"
+        self._save(path, state.collect(self, optim=False), lambda saved: checkpoint.write(saved, path))
+
+    def _save(self, path, saved, write, beside=True):
+        names, log = state.parameter_names(self), self.stdout_logger
+
+        def checked_write(saved):
+            state.require_finite(saved, names)
+            if not path.parent.exists():
+                path.parent.mkdir(parents=True)
+                log.reopen()
+                print(f"{path.parent} was gone, with all files in it. It was made again.")
+            write(saved)
+
+        where = f"epoch {self.epoch}, update {self.global_step}"
+        self._saver.save(path, saved, checked_write, where, beside and not self.stop_when_save_fails)
+        if self.stop_when_save_fails:
+            self._saver.raise_failure()
+
+    def wait_for_saves(self):
+        """Until every checkpoint that was begun is on the disk; the end of the loop, ``close`` and ``load_state`` do it."""
+        self._saver.wait()
+
+    def _save_is_due(self):
+        """In the middle of an epoch, after ``save_per_steps`` updates or ``save_per_seconds``."""
+        if self.save_per_steps and self.global_step % self.save_per_steps == 0:
+            return True
+        return self.save_per_seconds is not None and time.monotonic() - self._saved_at >= self.save_per_seconds
 
     def _save_epoch(self, save_per_epochs):
-        """The epoch is over: write ``epoch<N>.pth`` if it is its turn, and ``last.pth``."""
+        """The epoch is over and evaluated: write ``last.pth``, and ``epoch<N>.pth`` if it is its turn."""
+        self._half_evaluated = False
         if self._open_epoch is not None:
             self._count_epoch()
-        folder, path = Path(self.ckpt_dir), None
-        if save_per_epochs and self.epoch % save_per_epochs == 0:
-            path = folder / f"epoch{self.epoch}.pth"
-            checkpoint.write(state.collect(self), path)
-        self._save_last(path)
-        checkpoint.keep_newest(folder, self.keep_checkpoints)
+        is_due = save_per_epochs and self.epoch % save_per_epochs == 0
+        self._save_last(Path(self.ckpt_dir) / f"epoch{self.epoch}.pth" if is_due else None)
+
+    # --- leaving --------------------------------------------------------------------------------------------------
 
     def _leave(self):
         """SIGTERM or Ctrl-C: save where training stands and end the process."""
-        self._save_last()
+        self._save_last(beside=False)
         self._open_epoch = None
         self.close()
         where = f"epoch {self.epoch}, update {self.global_step}"
-        self._say(f"Stopped by a signal; saved at {where} in {self.ckpt_dir}. load_state('auto') continues.")
+        saved = "not saved" if self._saver.failed else "saved"
+        self._say(f"Stopped by a signal; {saved} at {where} in {self.ckpt_dir}. load_state('auto') continues.")
         raise SystemExit(self._stop_request.exit_code)
 
     def _until_asked_to_leave(self, batches):
-        """The batches of an evaluation; a signal ends it between two of them, see ``_undone_when_asked_to_leave``."""
+        """The batches of an evaluation; a signal ends it between two of them, see ``_undone_when_cut_short``."""
         for batch in batches:
             yield batch
             if self._stop_request.signal:
                 raise _AskedToLeave
 
     @contextmanager
-    def _undone_when_asked_to_leave(self):
-        """An evaluation that a signal cut short did not happen: it is done again when the run goes on."""
+    def _undone_when_cut_short(self):
+        """An evaluation that a signal or an error ended before its result was noted did not happen: it is done again when
+        the run goes on."""
         rng, counter = capture_rng(), self.global_step_eval
         try:
             yield
-        except _AskedToLeave:
-            restore_rng(rng)
-            self.global_step_eval = counter
-            self._leave()
+        except Exception as error:
+            if not self._half_evaluated:
+                restore_rng(rng)
+                self.global_step_eval = counter
+            if isinstance(error, _AskedToLeave):
+                self._leave()
+            raise
+
+    def _save_after(self, error):
+        """Somebody's code raised: nothing of the training until then is lost.
+
+        Between two updates, while data is read or an evaluation runs, the state is exact. Else the update was begun: random
+        numbers were drawn, statistics moved. That is written to a file which ``load_state("auto")`` does not take.
+        """
+        is_own = isinstance(error, (FloatingPointError, SaveError)) or not isinstance(error, Exception)
+        if is_own or self.global_step == self._saved_step:
+            return
+        try:
+            if self.stepper.is_between_updates and not self._half_evaluated:
+                self._save_last(beside=False)
+                print(f"Saved after the error, at epoch {self.epoch}, update {self.global_step}. load_state('auto') "
+                      "continues there.")
+            else:
+                path = Path(self.ckpt_dir) / "crashed.pth"
+                checkpoint.write(state.collect(self), path)
+                print(f"Saved as the error left it, in the middle of update {self.global_step + 1}: {path}. Load it by its "
+                      "name; load_state('auto') continues exactly, from the last save before.")
+        except Exception as failure:  # a GPU that is gone, a full disk: the first error is the one to show
+            print(f"The state after the error could not be saved: {type(failure).__name__}: {failure}")
 
     @contextmanager
     def _session(self):
@@ -74,12 +145,14 @@ class RunLifetime(RunTools):
             raise
         except BaseException as error:
             self.stdout_logger.write_traceback(error)
-            self._open_epoch = None  # what an interrupted evaluation left is no state to save
+            self._save_after(error)
+            self._open_epoch = None  # it was saved, or is no state to save
             self.close()
             raise
 
     def close(self):
-        """End of training: save an epoch that was not evaluated, run the callbacks' clean-up, give stdout back.
+        """End of training: save an epoch that was not evaluated, try once more what could not be saved, run the callbacks'
+        clean-up, give stdout back.
 
         Safe to call twice; a later ``train_loop`` opens everything again.
         """
@@ -88,16 +161,23 @@ class RunLifetime(RunTools):
             return
         self._is_closed = True
         try:
-            if self._open_epoch is not None and self.eval_loader is not None:
-                self._save_last()  # all its batches are done: continuing goes on with its evaluation
-                self._open_epoch = None
-            self._finish_epoch()
+            self._save_what_is_left()
         finally:
             try:
                 run_all(self.hooks.on_exit, self)
             finally:
                 self._stop_request.restore()
                 self.stdout_logger.restore()
+
+    def _save_what_is_left(self):
+        if self._open_epoch is not None and self.eval_loader is not None:
+            self._save_last(beside=False)  # all its batches are done: continuing goes on with its evaluation
+            self._open_epoch = None
+        self._finish_epoch(beside=False)
+        self._saver.close()
+        is_exact = self.stepper.is_between_updates and not self._half_evaluated
+        if Path(self.ckpt_dir) / "last.pth" in self._saver.failed and is_exact:
+            self._save_last(beside=False)
 
 
 class _AskedToLeave(Exception):

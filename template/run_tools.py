@@ -4,11 +4,13 @@ Base class of ``TemplateModel``, so that ``template.py`` holds the training alon
 """
 
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 
 from . import checkpoint, checks, run_folder, state
 from .defaults import input_of, parameter_dtype
+from .event_writer import make_writer
 from .loaders import make_batches
 from .one_forward import eval_mode
 from .summary import print_summary
@@ -37,7 +39,7 @@ class RunTools:
     def writer(self):
         """The run's TensorBoard ``SummaryWriter``, made when first asked for; None when TensorBoard is off or absent."""
         if self._writer == "auto" and self.hooks is not None:
-            self._writer = run_folder.make_writer(self.run_name)
+            self._writer = make_writer(Path(run_folder.TENSORBOARD_ROOT) / self.run_name)
         return None if self._writer == "auto" else self._writer
 
     @writer.setter
@@ -66,6 +68,7 @@ class RunTools:
     def save_state(self, fname, optim=True):
         """Write models, counters and best values to ``fname``; ``optim`` adds all that continuing needs."""
         checks.require_init(self)
+        self._saver.wait()
         checkpoint.write(state.collect(self, optim), fname)
         print(f"save model state at {fname}")
 
@@ -89,6 +92,7 @@ class RunTools:
         """
         if optim:
             checks.require_init(self)
+        self._saver.wait()
         path, saved = checkpoint.find_state(self, str(fname))
         if saved is None:
             return None
@@ -97,6 +101,7 @@ class RunTools:
             print(f"{path} holds weights only: optimizers, schedules and the order of data stay as they are.")
         notes = state.apply(self, saved, optim, strict)
         self._open_epoch = self._evaluated_epoch = None
+        self._half_evaluated, self._saved_step = False, self.global_step
         if optim and (fname == "auto" or path.name == "last.pth"):
             checkpoint.continue_in(self, path.parent, saved)
         if optim and saved.get("seed") not in (None, self.seed):
@@ -134,6 +139,28 @@ class RunTools:
                 group["lr"] = lr
             if self.lr_schedule is not None:
                 self.lr_schedule.rescale(index, ratios)
+
+    @property
+    def skipped_updates(self):
+        """Updates skipped until now because a loss or gradient was not finite, see ``skip_non_finite``."""
+        return self.stepper.guard.skipped
+
+    def tell_skipped(self, in_a_row):
+        """Called by the guard; refuses to go on where skipping does not help.
+
+        Raises:
+            FloatingPointError: too many in a row, or a buffer of a model became NaN, which skipping cannot undo.
+        """
+        where = f"epoch {self.epoch}, update {self.global_step + 1}, up to batch {self.batches_done}"
+        spoiled = [name for model in self.model_list for name, buffer in model.named_buffers() if buffer.isnan().any()]
+        if in_a_row > self.skip_non_finite or spoiled:
+            reason = f"the buffers {spoiled} are NaN, which no skipped update can undo" if spoiled else \
+                f"{in_a_row} updates in a row are not, and skip_non_finite is {self.skip_non_finite}"
+            raise FloatingPointError(
+                f"Loss and gradients must stay finite; {reason} ({where}). Training stops; the files on disk are from "
+                "before. Lower the learning rate, warm up, clip gradients, or look at the data."
+            )
+        print(f"Skipped an update: loss or gradient was not finite ({where}); {self.skipped_updates} so far.")
 
     def num_parameters(self):
         """Print and return the number of trainable parameters over all models."""

@@ -11,6 +11,7 @@ import re
 
 import torch
 
+from .plain_data import HostCopy
 from .seeding import capture_rng, restore_rng
 
 FORMAT = 1
@@ -40,6 +41,7 @@ def collect(model, optim=True):
             "losses": model.running_losses.state_dict(),
             "schedule": model.lr_schedule.state_dict(),
             "stepper": model.stepper.state_dict(),
+            "loader": model.train_batches.state_dict(),
             "callbacks": {name: callback.state_dict() for name, callback in _with_state(model.hooks.callbacks)},
             "rng": capture_rng(),
         }
@@ -58,6 +60,17 @@ def apply(model, state, optim=True, strict=True):
     modules = _modules(model)
     weights, notes, lacking = _fitting_weights(modules, state, strict)
     afresh = _unfit_optimizers(model.optimizer_list, state, lacking, strict) if optim else {}
+    before, key_metric = HostCopy().fill(collect(model, optim)), model.key_metric
+    try:
+        return notes + _apply(model, modules, weights, state, afresh if optim else None)
+    except Exception:  # a callback, a loader or an optimizer refused its part: all go back
+        model.key_metric = key_metric
+        _apply(model, modules, _fitting_weights(modules, before, strict=True)[0], before, {} if optim else None)
+        raise
+
+
+def _apply(model, modules, weights, state, afresh):
+    """What fits is put in; ``afresh`` is ``{index of an optimizer: why it is left out}``, or None for weights alone."""
     for part, own in zip(modules.values(), weights):
         part.load_state_dict(own, strict=False)
     model.global_step = state.get("global_step", 0)
@@ -69,9 +82,7 @@ def apply(model, state, optim=True, strict=True):
     model.epochs_done = state.get("epochs_done", model.epoch)
     model.batches_done = 0
     model.running_losses.reset()
-    if optim:
-        notes += _apply_training_state(model, state, afresh)
-    return notes
+    return [] if afresh is None else _apply_training_state(model, state, afresh)
 
 
 def _apply_training_state(model, state, afresh):
@@ -85,6 +96,7 @@ def _apply_training_state(model, state, afresh):
             optimizer.load_state_dict(state[f"optimizer_list{i}"])
     if "stepper" in state:
         model.batches_done = state["batch"]
+        model.train_batches.load_state_dict(state.get("loader"))
         model.should_stop = state["should_stop"]
         model.running_losses.load_state_dict(state["losses"])
         model.stepper.load_state_dict(state["stepper"])
@@ -173,6 +185,34 @@ def _unfit_optimizers(optimizers, state, lacking, strict):
         elif any(id(p) in lacking for group in optimizer.param_groups for p in group["params"]):
             reasons[i] = "some of its parameters did not come from the file"
     return reasons
+
+
+def parameter_names(model):
+    """``{key in the state: names in it that are parameters}``; the other entries are buffers."""
+    return {name: set(_clean(dict(part.named_parameters(remove_duplicate=False))))
+            for name, part in _modules(model).items()}
+
+
+def require_finite(state, names):
+    """Weights that are not finite must never become the newest checkpoint: the loss shows them one update too late.
+
+    Args:
+        names: of the parameters, as ``parameter_names`` gives them: buffers may hold an infinity on purpose (masks).
+
+    Raises:
+        FloatingPointError: a parameter is not finite.
+    """
+    for key, parameters in names.items():
+        for name in parameters & state[key].keys():
+            values = state[key][name]
+            if not values.is_floating_point() or values.sum().isfinite():  # a sum costs a tenth of looking at each
+                continue
+            if not values.isfinite().all():
+                raise FloatingPointError(
+                    f"The weights must stay finite; {name} of {key} is not, in epoch {state['epoch']}, update "
+                    f"{state['global_step']}. This state is not saved; the files on disk are from before. Lower the "
+                    "learning rate, warm up, clip gradients, or set skip_non_finite."
+                )
 
 
 def unwrap(model):

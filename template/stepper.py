@@ -16,6 +16,8 @@ from contextlib import nullcontext
 import torch
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
+from .guard import NoGuard
+
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -30,14 +32,15 @@ class Stepper:
         clip_grad: see ``make_clip``.
         count_samples: function of a batch, its weight in means and in its accumulation group.
         before_step: called before the clipping, with gradients complete and unscaled.
-        after_update: called once per update that was done.
+        after_update: called once per update, also a skipped one.
+        guard: decides whether an update is done, see ``guard.py``; None: every one is.
 
     Raises:
         ValueError: unknown ``amp``, or a ``clip_grad`` that ``make_clip`` refuses.
     """
 
     def __init__(self, optimizers, device, accumulate_steps=1, amp=None, clip_grad=None,
-                 count_samples=len, before_step=lambda: None, after_update=lambda: None):
+                 count_samples=len, before_step=lambda: None, after_update=lambda: None, guard=None):
         if amp not in (None, *AMP_DTYPES):
             raise ValueError(f"amp must be None or one of {list(AMP_DTYPES)}, got {amp!r}.")
         self.optimizers = optimizers
@@ -48,6 +51,8 @@ class Stepper:
         self.count_samples = count_samples
         self.before_step = before_step
         self.after_update = after_update
+        self.guard = guard or NoGuard()
+        self.is_between_updates = True  # no update is begun and not finished: weights and random generators are exact
         self._autocast_args = (device.type, AMP_DTYPES[amp]) if amp else None
         self._weight = 1.0            # of the present micro-batch within its group
         self._group_complete = True   # the present micro-batch is the last of its group
@@ -65,7 +70,9 @@ class Stepper:
         """
         batches = iter(batches)
         while group := self._next_group(batches):
+            self.is_between_updates = False
             yield self._weighted(group)
+            self.is_between_updates = True
 
     def _next_group(self, batches):
         return [(batch, _plain(self.count_samples(batch))) for _, batch in zip(range(self.accumulate_steps), batches)]
@@ -93,6 +100,7 @@ class Stepper:
                 f"The loss must be a tensor that depends on a trainable parameter, got {_describe(loss)}. Look for "
                 ".item(), .detach(), torch.no_grad() or float() on its way, or for frozen parameters."
             )
+        self.guard.watch(loss)
         if self._weight != 1.0:
             loss = loss * self._weight
         self.scaler.scale(loss).backward(inputs=None if index is None else self._trainable(index))
@@ -113,9 +121,11 @@ class Stepper:
         for i in stepped:
             self.scaler.unscale_(self.optimizers[i])
         self.before_step()
-        self.clip([p for i in chosen for p in self.parameters[i]])
-        for i in stepped:
-            self.scaler.step(self.optimizers[i])
+        is_scaled = self.scaler.is_enabled()  # then it is usual that gradients overflow: the scaler skips those itself
+        if self.guard.allows([] if is_scaled else [p for i in stepped for p in self.parameters[i]]):
+            self.clip([p for i in chosen for p in self.parameters[i]])
+            for i in stepped:
+                self.scaler.step(self.optimizers[i])
         for i in chosen:
             self.optimizers[i].zero_grad(set_to_none=True)
 
@@ -151,12 +161,15 @@ class Stepper:
         if not self._updated:
             self.update()
         self._update_scale()
+        self.guard.finish_group()
         self.after_update()
 
     def state_dict(self):
-        return {"scaler": self.scaler.state_dict()}
+        return {"scaler": self.scaler.state_dict(), "skipped": self.guard.skipped}
 
     def load_state_dict(self, state):
+        self.is_between_updates = True
+        self.guard.skipped = state.get("skipped", 0)
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 

@@ -28,16 +28,18 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, checks, run_folder, state
+from . import checks, run_folder
 from .callbacks import default_callbacks
 from .defaults import fitting_labels, loss_dict, own_loss, parameter_dtype, split_batch
 from .epoch_metrics import EpochMetrics, RunningLosses, distinct_sources
+from .guard import SkipGuard
 from .hooks import Hooks, run_all
 from .loaders import make_batches
 from .logger import Logger
 from .nested import first_tensor, loader_length
 from .one_forward import OneForward, eval_mode
 from .run_lifetime import RunLifetime, close_if_alive
+from .saver import Saver
 from .schedule import build_schedule
 from .seeding import seed_everything
 from .signals import StopRequest
@@ -73,6 +75,7 @@ class TemplateModel(RunLifetime):
         self.accumulate_steps = 1      # batches per update
         self.amp = None                # "bf16" or "fp16"
         self.clip_grad = None          # 1.0 (L2 norm), {"norm": 1.0, "norm_type": 1.0} or {"value": 0.5}
+        self.skip_non_finite = 0       # updates in a row that may be skipped for a loss or gradient that is not finite
         self.compile = False           # True, or a mode of torch.compile
         self.parallel = "auto"         # this version trains in one process
 
@@ -95,7 +98,9 @@ class TemplateModel(RunLifetime):
         self.key_metric_mode = None    # "max", "min", or {metric: mode}; None: losses down, metrics up
         self.eval_metrics = {}         # {name: accumulator}, updated with (pred, y) by the default metric()
         self.save_per_steps = None     # also write last.pth every so many updates
+        self.save_per_seconds = None   # and when the last save is so long ago
         self.keep_checkpoints = None   # keep the newest K epoch<N>.pth; None: all
+        self.stop_when_save_fails = False  # True: rather than go on without checkpoints; each save is waited for
 
         # --- state
         self.epoch = 0                 # number of the present epoch; the first is 1
@@ -121,8 +126,12 @@ class TemplateModel(RunLifetime):
         self._epoch_started = 0.0      # seconds, on time.perf_counter's clock
         self._input_dtype = torch.float32  # of the models
         self._stop_request = StopRequest()
+        self._saver = Saver()
+        self._saved_step = 0           # global_step of the newest save or load
+        self._saved_at = 0.0           # seconds, on time.monotonic's clock
+        self._half_evaluated = False   # best values, schedules and callbacks know an evaluation that is not over
         self._is_closed = True         # on_exit was called since anything ran
-        self._train_batches = None
+        self.train_batches = None
         self._eval_batches = {}        # by prefix of their results
         self.attribute_names = frozenset(vars(self))
 
@@ -229,6 +238,7 @@ class TemplateModel(RunLifetime):
             self.optimizer_list, device, self.accumulate_steps, self.amp, self.clip_grad, self.count_samples,
             before_step=lambda: [call(self) for call in self.hooks.on_before_step],
             after_update=self.lr_schedule.after_update,
+            guard=SkipGuard(self.skip_non_finite, self.tell_skipped) if self.skip_non_finite else None,
         )
         hooks = Hooks([*default_callbacks(self.callbacks or ()), *checks.preflight(self)])
 
@@ -243,12 +253,15 @@ class TemplateModel(RunLifetime):
             self.writer = None
         self.run_options = run_folder.as_dict(arg)
         self.hooks = hooks
+        self._saved_at = time.monotonic()
         run_folder.announce(self)
+        for note in self.train_batches.notes():
+            print(f"  not exact when continued: {note}")
 
     def _set_seed(self, seed):
         """The order of data and the randomness of samples follow this seed from now on."""
         self.seed = seed
-        self._train_batches = make_batches(self.train_loader, seed, torch.device(self.device))
+        self.train_batches = make_batches(self.train_loader, seed, torch.device(self.device))
         self._eval_batches = self._by_prefix(self.eval_loader)
 
     def _by_prefix(self, loader):
@@ -259,7 +272,7 @@ class TemplateModel(RunLifetime):
 
     def updates_per_epoch(self):
         """None when ``train_loader`` has no length."""
-        batches = loader_length(self._train_batches)
+        batches = loader_length(self.train_batches)
         return None if batches is None else math.ceil(batches / self.accumulate_steps)
 
     # --- the loop -------------------------------------------------------------------------------------------------
@@ -335,7 +348,7 @@ class TemplateModel(RunLifetime):
         with self._session():
             for call in hooks.on_train_start:
                 call(self)
-            for group in stepper.groups(self._train_batches.epoch(self.epoch, start=self.batches_done)):
+            for group in stepper.groups(self.train_batches.epoch(self.epoch, start=self.batches_done)):
                 for batch, num_samples in group:
                     for call in hooks.on_batch:
                         call(self, batch)
@@ -372,7 +385,7 @@ class TemplateModel(RunLifetime):
             call(self)
         if self.global_step % self.log_per_step == 0:
             self._log()
-        if self.save_per_steps and self.global_step % self.save_per_steps == 0:
+        if self._save_is_due():
             self._save_last()
         if self._stop_request.signal:
             self._leave()
@@ -385,15 +398,18 @@ class TemplateModel(RunLifetime):
                 call(self, values)
 
     def fetch_losses(self):
-        """Bring the losses of the window to the host and refuse to go on from one that is not finite."""
+        """Bring the losses of the window to the host and refuse to go on from one that is not finite. Where such updates are
+        skipped, their losses count in no mean."""
         window = self.running_losses.fetch()
+        if self.skip_non_finite:
+            window[:] = [entry for entry in window if math.isfinite(entry[0]["tol_loss"])]
         for position, (losses, _) in enumerate(window):
             if not math.isfinite(losses["tol_loss"]):
                 batch = self.batches_done - len(window) + position + 1
                 raise FloatingPointError(
                     f"The loss must stay finite; it is {losses['tol_loss']} in epoch {self.epoch}, batch {batch} (all "
                     f"entries: {losses}), seen at update {self.global_step}. Training stops; the files on disk are from "
-                    "before. Lower the learning rate, warm up, clip gradients, or look at that batch."
+                    "before. Lower the learning rate, warm up, clip gradients, look at that batch, or set skip_non_finite."
                 )
 
     def _end_training(self):
@@ -407,11 +423,11 @@ class TemplateModel(RunLifetime):
         self.lr_schedule.after_epoch(self.epoch)
         return result
 
-    def _finish_epoch(self):
+    def _finish_epoch(self, beside=True):
         """The epoch that was trained is over without an evaluation: the next one begins, or the loop ends."""
         if self._open_epoch is not None:
             self._count_epoch()
-            self._save_last()
+            self._save_last(beside=beside)
 
     def _count_epoch(self):
         self.epochs_done, self._open_epoch, self.batches_done = self._open_epoch, None, 0
@@ -432,16 +448,17 @@ class TemplateModel(RunLifetime):
         checks.require_eval_loader(self)
         if self.should_stop and self._evaluated_epoch == self.epoch:
             return self.eval_result[self.key_metric]  # a plain loop that goes on after the stop
-        with self._session(), self._undone_when_asked_to_leave():
+        with self._session(), self._undone_when_cut_short():
             with self._eval_events():
                 result = self.eval_result = self._score(self._eval_batches, self.hooks.on_eval_batch)
                 score = result[checks.resolve_key(self, result)]
+                self._half_evaluated = True
                 improved = self._note_best(result)
                 print(f"epoch {self.epoch:3d} eval  | {_line(result)}{f' | best {self.key_metric}' if improved else ''}")
                 for call in self.hooks.on_eval_result:
                     call(self, result)
                 if improved:  # the weights that were scored: a callback may have put averages in their place
-                    checkpoint.write(state.collect(self, optim=False), Path(self.ckpt_dir) / "best.pth")
+                    self._save_best()
             losses = [value for name, value in result.items() if name in self.eval_loss_names and name.endswith("tol_loss")]
             self.lr_schedule.after_epoch(self.epoch, score, losses[0] if losses else None)
             self._evaluated_epoch = self.epoch
@@ -457,7 +474,7 @@ class TemplateModel(RunLifetime):
         checks.require_init(self)
         if loader is None:
             checks.require_eval_loader(self)
-        with self._session(), self._undone_when_asked_to_leave(), self._eval_events():
+        with self._session(), self._undone_when_cut_short(), self._eval_events():
             batches = self._eval_batches if loader is None else self._by_prefix(loader)
             return self._score(batches, self.hooks.on_eval_batch)
 
@@ -518,7 +535,11 @@ class TemplateModel(RunLifetime):
     def _note_best(self, result):
         """Keep the best value of everything with its epoch; True when ``key_metric`` is at its best."""
         for name, value in result.items():
-            if not isinstance(value, float) or math.isnan(value):
+            if not isinstance(value, float):
+                continue
+            if not math.isfinite(value):
+                print(f"The evaluation of epoch {self.epoch} gave {name} = {value}, which never counts as best. Look at the "
+                      "eval data and at the weights.")
                 continue
             best = self.best_metric.get(name, value)
             if value <= best if self.better_when(name) == "min" else value >= best:

@@ -273,22 +273,20 @@ def test_weights_alone_are_nothing_to_continue_from():
 def test_writing_a_new_last_never_touches_the_files_that_share_its_content(monkeypatch, has_links):
     if not has_links:  # some network file systems
         monkeypatch.setattr(os, "link", fail)
-    write(some_state(1), "epoch1.pth")
-    write_last(None, ".", source="epoch1.pth")
+    write_last(some_state(1), ".", epoch_file="epoch1.pth")
     write_last(some_state(2), ".")
     assert files() == ["epoch1.pth", "last.pth", "previous.pth"]
     assert [read(name)["global_step"] for name in files()] == [1, 2, 1]
 
 
-@pytest.mark.parametrize("has_source", [True, False])
-def test_at_every_instant_of_writing_a_whole_checkpoint_is_there(monkeypatch, has_source):
+@pytest.mark.parametrize("has_epoch_file", [True, False])
+def test_at_every_instant_of_writing_a_whole_checkpoint_is_there(monkeypatch, has_epoch_file):
     """Each call that changes the folder fails once: what is found then is the old state or the new one."""
     functions = [("os.link", 1), ("os.link", 2), ("os.replace", 1), ("os.replace", 2), ("torch.save", 1), ("os.fsync", 1)]
     for function, failing_call in functions:
         folder = Path(f"{function}{failing_call}")
         folder.mkdir()
         write_last(some_state(1), folder)
-        write(some_state(2), folder / "epoch3.pth")
         module, name = (torch if function.startswith("torch") else os), function.split(".")[1]
         original, calls = getattr(module, name), []
 
@@ -303,7 +301,7 @@ def test_at_every_instant_of_writing_a_whole_checkpoint_is_there(monkeypatch, ha
             if name == "link":
                 patch.setattr("shutil.copyfile", fail)
             try:
-                write_last(some_state(2), folder, source=folder / "epoch3.pth" if has_source else None)
+                write_last(some_state(2), folder, folder / "epoch3.pth" if has_epoch_file else None)
             except OSError:
                 pass
         assert equal(newest(folder)[1], some_state(1)) or equal(newest(folder)[1], some_state(2))

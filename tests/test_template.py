@@ -362,7 +362,7 @@ def test_the_first_point_of_a_chart_is_a_mean_over_a_window_not_the_first_sample
     trainer = tiny_trainer(callbacks=[Recorder()], log_per_step=4, model=tiny_model(dropout=0.0))
     trainer.optimizer_list[0].param_groups[0]["lr"] = 0.0
     trainer.train_loop()
-    batches = list(trainer._train_batches.epoch(1))
+    batches = list(trainer.train_batches.epoch(1))
     model = trainer.model_list[0]
     means = [nn.functional.cross_entropy(model(torch.cat([x for x, _ in part])), torch.cat([y for _, y in part])).item()
              for part in (batches[:4], batches[4:])]

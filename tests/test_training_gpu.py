@@ -117,7 +117,7 @@ def test_the_data_leaves_the_generator_of_the_device_alone():
     torch.cuda.manual_seed(5)
     for _ in TensorLoader(x, y, batch_size=10, shuffle=True, transform=jitter, device="cuda").epoch(1, 2):
         pass
-    for _ in trainer()._train_batches.epoch(1):
+    for _ in trainer().train_batches.epoch(1):
         pass
     torch.cuda.manual_seed(5)
     list(TensorLoader(x, y, batch_size=10, transform=jitter, device="cuda").epoch(1, 2))

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from ..hooks import Callback
-from ..run_folder import replace_text
+from ..run_folder import replace_text, told_when_it_fails
 
 _PNG_EVERY_SECONDS = 30.0
 
@@ -69,7 +69,8 @@ class History(Callback):
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        replace_text(path, text.getvalue())
+        with told_when_it_fails(path):  # the next row writes the whole table again
+            replace_text(path, text.getvalue())
 
     def _draw(self, model):
         """One chart per quantity, training and evaluation in it together; a star marks each metric's best."""
@@ -102,7 +103,9 @@ class History(Callback):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
             axes.legend(fontsize=8)
-        figure.savefig(Path(model.ckpt_dir) / "history.png", dpi=110)
+        path = Path(model.ckpt_dir) / "history.png"
+        with told_when_it_fails(path):
+            figure.savefig(path, dpi=110)
 
     def state_dict(self):
         rows = self.rows + ([self._row] if self._row is not None else [])

@@ -1,0 +1,70 @@
+"""Updates from a loss or gradient that is not finite: let through to the check that stops the run, or skipped.
+
+    guard = SkipGuard(limit=5, tell=print)
+    guard.watch(loss)                        # of each micro-batch
+    if guard.allows(parameters):             # a wait for the device
+        optimizer.step()
+    guard.finish_group()
+
+A skipped update changes no weight. What the forward pass changed (statistics of BatchNorm, random numbers) stays changed.
+"""
+
+import torch
+
+
+class NoGuard:
+    """The default: every update is done. The loop itself stops at a loss that is not finite, without a wait per update."""
+
+    skipped = 0
+
+    def watch(self, loss):
+        pass
+
+    def allows(self, parameters):
+        return True
+
+    def finish_group(self):
+        pass
+
+
+class SkipGuard:
+    """Skips updates, up to ``limit`` in a row.
+
+    Args:
+        limit: at least 1.
+        tell: called after each skipped update with the number of them in a row.
+    """
+
+    def __init__(self, limit, tell):
+        self.limit = limit
+        self.tell = tell
+        self.skipped = 0     # in the whole training
+        self._in_a_row = 0
+        self._losses = []    # of the group
+        self._refused = False
+
+    def watch(self, loss):
+        self._losses.append(loss.detach())
+
+    def allows(self, parameters):
+        """Whether the losses of the group and the gradients of ``parameters`` are finite."""
+        gradients = [p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in parameters if p.grad is not None]
+        is_finite = [values.isfinite().all() for values in (*self._losses, *gradients)]
+        fine = all(torch.stack(group).all().item() for group in _by_device(is_finite))
+        self._refused = self._refused or not fine
+        return fine
+
+    def finish_group(self):
+        self._losses = []
+        self._in_a_row = self._in_a_row + 1 if self._refused else 0
+        if self._refused:
+            self._refused = False
+            self.skipped += 1
+            self.tell(self._in_a_row)
+
+
+def _by_device(tensors):
+    groups = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.device, []).append(tensor)
+    return groups.values()
