@@ -71,7 +71,8 @@ class _Batches:
 class _ReplayedBatches(_Batches):
     """Any iterable: its order is its own, seeded per epoch as far as it uses the global generators.
 
-    One with ``state_dict`` and ``load_state_dict`` (torchdata's ``StatefulDataLoader``) is put back where it was; else what was already trained on is read again and left out.
+    One with ``state_dict`` and ``load_state_dict`` (torchdata's ``StatefulDataLoader``) is put back where it was; else what
+    was already trained on is read again and left out.
     """
 
     def __init__(self, loader, seed, device):
@@ -92,7 +93,7 @@ class _ReplayedBatches(_Batches):
         if self.has_state or isinstance(loader, (list, tuple)):
             return []
         if not isinstance(loader, DataLoader):
-            return [f"{type(loader).__name__} is read from its start again; that gives the same batches if its order depends "
+            return [f"{type(loader).__name__} is read from its start again: the same batches if its order depends "
                     "on nothing but the global generators of torch, numpy and random, or on set_epoch()."]
         notes = []
         if loader.num_workers:
@@ -152,7 +153,7 @@ class _MapBatches(_Batches):
         own = [part for part in samplers if not type(part).__module__.startswith("torch.utils.data")]
         if own and not _equal(self._tagged(1, 0), self._tagged(1, 0)):
             notes.append(f"{type(own[0]).__name__} gave two orders for one (seed, epoch). Let it draw from the global "
-                         "generators of torch, numpy or random, from an attribute `generator`, or from set_epoch()'s number.")
+                         "generators of torch, numpy or random, from an attribute `generator`, or from set_epoch().")
         if loader.num_workers and not getattr(loader, "in_order", True):
             notes.append("with in_order=False batches come as the workers finish them; set in_order=True.")
         return notes
