@@ -17,6 +17,8 @@ import threading
 import traceback
 from pathlib import Path
 
+from .patient_file import PatientFile
+
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _BAR = re.compile(r"\r[^\n]+")  # what one write draws over a line; text that a later write puts there is none of it
 
@@ -34,10 +36,8 @@ class Logger:
     def __init__(self, filename):
         self.filename = str(filename)
         self.console = sys.stdout
-        self.log = open(self.filename, "ab", buffering=0)
+        self.log = self._opened()
         self._lock = threading.RLock()
-        self._unwritten = b""   # what the file did not take: a full disk must not end what prints
-        self._told = False      # of that
         self._unfinished = {}   # thread: the line that it has not finished yet
         self._in_place = False  # it took stdout, or was given it, and did not give it back
         self._outer = []        # for each open `with` block, whether it found this already at work
@@ -67,19 +67,11 @@ class Logger:
             _, redrawn, shown = line.removesuffix("\r").rpartition("\r")
             shown = _ANSI.sub("", shown)
             if shown or not redrawn:
-                self._unwritten += (shown + "\n").encode("utf-8", "replace")
-        self._write_out()  # at once: a killed process has its last line in the file
+                self.log.write((shown + "\n").encode("utf-8", "replace"))
 
-    def _write_out(self):
-        """What the file does not take now waits for the next line."""
-        try:
-            while self._unwritten:
-                self._unwritten = self._unwritten[self.log.write(self._unwritten):]
-            self._told = False
-        except OSError as error:
-            if not self._told:
-                self.console.write(f"!!! {self.filename} cannot be written: {error.strerror}. Its lines wait in memory.\n")
-                self._told = True
+    def _tell(self, message):
+        """On the console alone: it is the file that does not work."""
+        self.console.write(message + "\n")
 
     def writelines(self, lines):
         for line in lines:
@@ -89,7 +81,7 @@ class Logger:
         with self._lock:
             self.console.flush()
             if self.log is not None:
-                self._write_out()
+                self.log.flush()
 
     def isatty(self):
         return self.console.isatty()
@@ -135,7 +127,7 @@ class Logger:
         """
         with self._lock:
             if self.log is None:
-                self.log = open(self.filename, "ab", buffering=0)
+                self.log = self._opened()
                 atexit.register(self.restore)
             if not self._is_in_chain():
                 self.console = sys.stdout
@@ -157,11 +149,7 @@ class Logger:
             if self.log is not None:
                 self._write_lines(list(self._unfinished.values()))
                 self._unfinished.clear()
-                if self._unwritten:
-                    lines = self._unwritten.count(b"\n")
-                    self.console.write(f"!!! {self.filename} lacks the last {lines} lines.\n")
-                self.log.close()
-                self.log = None
+                self._close()
             if sys.stdout is self:
                 sys.stdout = self._give_back()
             atexit.unregister(self.restore)
@@ -172,26 +160,29 @@ class Logger:
         covered = isinstance(self.console, Logger) and self.console.log is None
         return self.console._give_back() if covered else self.console
 
-    def reopen(self):
-        """Go on in a new file: the folder was deleted, and with it the name of the old one."""
-        with self._lock:
-            if self.log is not None:
-                self.log.close()
-                self.log = open(self.filename, "ab", buffering=0)
-
     def move(self, filename):
         """Continue in another file, taking along what this one holds. The old file is left for the caller."""
         with self._lock:
             was_open = self.log is not None
-            if was_open:
-                self.log.close()
-            self._unwritten = Path(self.filename).read_bytes() + self._unwritten
+            held = Path(self.filename).read_bytes() + (self.log.waiting if was_open else b"")
+            self._close()
             self.filename = str(filename)
-            self.log = open(self.filename, "ab", buffering=0)
-            self._write_out()
+            self.log = self._opened()
+            self.log.write(held)
             if not was_open:
-                self.log.close()
-                self.log = None
+                self._close()
+
+    def _opened(self):
+        file = PatientFile(self.filename, self._tell)
+        file.open()
+        return file
+
+    def _close(self):
+        if self.log is not None:
+            if self.log.waiting:
+                self._tell(f"!!! {self.filename} lacks its last {len(self.log.waiting)} bytes.")
+            self.log.close()
+            self.log = None
 
     def write_traceback(self, error):
         """Into the file only: the console gets it from Python."""

@@ -116,14 +116,18 @@ def write_config(folder, options, settings):
 
 def _add_to_config(path, starts):
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    replace_text(path, json.dumps(earlier + starts, indent=2, default=str) + "\n")
+    replace_file(path, json.dumps(earlier + starts, indent=2, default=str) + "\n")
 
 
-def replace_text(path, text):
-    """Write a small file so that a crash leaves the old or the new one: half a file would stop the next start."""
+def replace_file(path, content):
+    """Write a small file so that a crash leaves the old or the new one: half a file would stop the next start.
+
+    Args:
+        content: str, which is written as UTF-8, or bytes.
+    """
     temporary = temporary_name(path)
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -42,14 +42,11 @@ class RunLifetime(RunTools):
         self._save(path, state.collect(self, optim=False), lambda saved: checkpoint.write(saved, path))
 
     def _save(self, path, saved, write, beside=True):
-        names, log = state.parameter_names(self), self.stdout_logger
+        names = state.parameter_names(self)
 
         def checked_write(saved):
             state.require_finite(saved, names)
-            if not path.parent.exists():
-                path.parent.mkdir(parents=True)
-                log.reopen()
-                print(f"{path.parent} was gone, with all files in it. It was made again.")
+            path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it
             write(saved)
 
         where = f"epoch {self.epoch}, update {self.global_step}"

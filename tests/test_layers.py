@@ -10,9 +10,10 @@ from tiny import ROOT, run_python
 PACKAGE = ROOT / "template"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = {
-    0: ["hooks", "lr_scheduler", "seeding", "logger", "nested", "defaults", "one_forward", "options", "run_folder",
-        "summary", "metrics", "signals", "plain_data", "guard", "event_writer"],
-    1: ["loaders", "stepper", "epoch_metrics", "schedule", "state", "checkpoint", "checks", "saver"],
+    0: ["hooks", "lr_scheduler", "seeding", "nested", "defaults", "one_forward", "options", "run_folder",
+        "summary", "metrics", "signals", "plain_data", "guard", "patient_file"],
+    1: ["logger", "event_writer", "loaders", "stepper", "epoch_metrics", "schedule", "state", "checkpoint", "checks",
+        "saver"],
     2: ["run_tools"],
     3: ["run_lifetime"],
     4: ["template"],

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from ..hooks import Callback
-from ..run_folder import replace_text, told_when_it_fails
+from ..run_folder import replace_file, told_when_it_fails
 
 _PNG_EVERY_SECONDS = 30.0
 
@@ -70,7 +70,7 @@ class History(Callback):
         writer.writeheader()
         writer.writerows(self.rows)
         with told_when_it_fails(path):  # the next row writes the whole table again
-            replace_text(path, text.getvalue())
+            replace_file(path, text.getvalue())
 
     def _draw(self, model):
         """One chart per quantity, training and evaluation in it together; a star marks each metric's best."""
@@ -105,7 +105,9 @@ class History(Callback):
             axes.legend(fontsize=8)
         path = Path(model.ckpt_dir) / "history.png"
         with told_when_it_fails(path):
-            figure.savefig(path, dpi=110)
+            image = io.BytesIO()
+            figure.savefig(image, dpi=110)
+            replace_file(path, image.getvalue())
 
     def state_dict(self):
         rows = self.rows + ([self._row] if self._row is not None else [])
