@@ -235,11 +235,11 @@ def newest(folder):
 def find_state(model, name):
     """The checkpoint that ``load_state(name)`` means, as ``(path, state)``; "auto" may find none: ``(None, None)``."""
     if name != "auto":
-        path = Path(model.ckpt_dir) / f"{name}.pth" if name in ("best", "last") else Path(name)
+        path = Path(os.path.relpath(model.path_of(f"{name}.pth"))) if name in ("best", "last") else Path(name)
         return path, read(path)
-    folders = [Path(model.ckpt_dir).absolute()]
+    folders = [model.path_of(".").absolute()]
     if run_folder.is_time_stamped(model.ckpt_dir):
-        folders += [folder for folder in run_folder.runs_beside(model.ckpt_dir) if folder != folders[0]]
+        folders += [folder for folder in run_folder.runs_beside(folders[0]) if folder != folders[0]]
     for folder in folders:
         path, state, skipped = newest(folder)
         for message in skipped:
@@ -255,7 +255,7 @@ def continue_in(model, folder, state):
 
     Only from a folder that is the default: one with a name of the user's own stays.
     """
-    folder, here = Path(folder).absolute(), Path(model.ckpt_dir).absolute()
+    folder, here = Path(folder).absolute(), model.path_of(".").absolute()
     if folder != here:
         if not run_folder.is_time_stamped(here):
             return
@@ -265,5 +265,5 @@ def continue_in(model, folder, state):
         run_folder.move_config(here, folder)
         if not any(here.iterdir()):
             here.rmdir()
-        model.ckpt_dir = os.path.relpath(folder)
+        model.ckpt_dir = os.path.relpath(folder, model.started_in)
     model.run_name = state.get("run_name") or model.run_name

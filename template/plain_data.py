@@ -44,7 +44,7 @@ class HostCopy:
     """
 
     def __init__(self):
-        self._buffers = []  # in the order in which the tensors come
+        self._buffers = []  # in the order in which the tensors come: (what was copied into it, the memory)
         self._copied = {}   # {identity of a tensor: its copy}: tied weights stay tied
 
     def fill(self, data):
@@ -77,15 +77,11 @@ class HostCopy:
     def _copy_tensor(self, tensor):
         if tensor.layout is not torch.strided or tensor.is_quantized:
             return tensor.cpu().clone()  # sparse: its size changes from time to time
-        key = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        kind = (tensor.device, tensor.dtype, tensor.shape, tensor.stride())
+        key = (*kind, tensor.data_ptr(), tensor.is_conj(), tensor.is_neg())
         if key not in self._copied:
             index = len(self._copied)
-            if index == len(self._buffers) or not _fits(self._buffers[index], tensor):
-                buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-                self._buffers[index:index + 1] = [buffer]
-            self._copied[key] = self._buffers[index].copy_(tensor, non_blocking=tensor.is_cuda)
+            if index == len(self._buffers) or self._buffers[index][0] != kind:
+                self._buffers[index:index + 1] = [(kind, torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda))]
+            self._copied[key] = self._buffers[index][1].copy_(tensor, non_blocking=tensor.is_cuda)
         return self._copied[key]
-
-
-def _fits(buffer, tensor):
-    return buffer.shape == tensor.shape and buffer.dtype == tensor.dtype and buffer.is_pinned() == tensor.is_cuda

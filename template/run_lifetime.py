@@ -6,7 +6,6 @@ public method that trains or evaluates opens one, ``close`` ends it.
 
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 from . import checkpoint, state
 from .hooks import run_all
@@ -27,18 +26,18 @@ class RunLifetime(RunTools):
             beside: False when no training goes on meanwhile: written here and now.
         """
         self.fetch_losses()  # what is not finite is never saved
-        folder, count = Path(self.ckpt_dir), self.keep_checkpoints
+        folder, count = self.path_of("."), self.keep_checkpoints
 
         def write(saved):
             checkpoint.write_last(saved, folder, epoch_file)
             checkpoint.keep_newest(folder, count)
 
-        self._save(folder / "last.pth", state.collect(self), write, beside)
+        self._save(self.path_of("last.pth"), state.collect(self), write, beside)
         self._saved_step, self._saved_at = self.global_step, time.monotonic()
 
     def _save_best(self):
         """The weights that were just scored."""
-        path = Path(self.ckpt_dir) / "best.pth"
+        path = self.path_of("best.pth")
         self._save(path, state.collect(self, optim=False), lambda saved: checkpoint.write(saved, path))
 
     def _save(self, path, saved, write, beside=True):
@@ -49,10 +48,17 @@ class RunLifetime(RunTools):
             path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it
             write(saved)
 
-        where = f"epoch {self.epoch}, update {self.global_step}"
-        self._saver.save(path, saved, checked_write, where, beside and not self.stop_when_save_fails)
+        self._saver.save(path, saved, checked_write, self._where(), beside and not self.stop_when_save_fails)
         if self.stop_when_save_fails:
             self._saver.raise_failure()
+
+    def _where(self):
+        return f"epoch {self.epoch}, update {self.global_step}"
+
+    def _is_exact(self):
+        """Between two updates, while data is read or an evaluation runs. Within an update random numbers were drawn and
+        statistics moved; a noted evaluation moved best values, schedules and callbacks."""
+        return self.stepper.is_between_updates and not self._half_evaluated
 
     def wait_for_saves(self):
         """Until every checkpoint that was begun is on the disk; the end of the loop, ``close`` and ``load_state`` do it."""
@@ -70,7 +76,7 @@ class RunLifetime(RunTools):
         if self._open_epoch is not None:
             self._count_epoch()
         is_due = save_per_epochs and self.epoch % save_per_epochs == 0
-        self._save_last(Path(self.ckpt_dir) / f"epoch{self.epoch}.pth" if is_due else None)
+        self._save_last(self.path_of(f"epoch{self.epoch}.pth") if is_due else None)
 
     # --- leaving --------------------------------------------------------------------------------------------------
 
@@ -79,9 +85,8 @@ class RunLifetime(RunTools):
         self._save_last(beside=False)
         self._open_epoch = None
         self.close()
-        where = f"epoch {self.epoch}, update {self.global_step}"
         saved = "not saved" if self._saver.failed else "saved"
-        self._say(f"Stopped by a signal; {saved} at {where} in {self.ckpt_dir}. load_state('auto') continues.")
+        self._say(f"Stopped by a signal; {saved} at {self._where()} in {self.ckpt_dir}. load_state('auto') continues.")
         raise SystemExit(self._stop_request.exit_code)
 
     def _until_asked_to_leave(self, batches):
@@ -107,24 +112,21 @@ class RunLifetime(RunTools):
             raise
 
     def _save_after(self, error):
-        """Somebody's code raised: nothing of the training until then is lost.
-
-        Between two updates, while data is read or an evaluation runs, the state is exact. Else the update was begun: random
-        numbers were drawn, statistics moved. That is written to a file which ``load_state("auto")`` does not take.
-        """
+        """Somebody's code raised: nothing of the training until then is lost. What is not exact is written to a file that
+        ``load_state("auto")`` does not take."""
         is_own = isinstance(error, (FloatingPointError, SaveError)) or not isinstance(error, Exception)
         if is_own or self.global_step == self._saved_step:
             return
         try:
-            if self.stepper.is_between_updates and not self._half_evaluated:
+            if self._is_exact():
                 self._save_last(beside=False)
-                print(f"Saved after the error, at epoch {self.epoch}, update {self.global_step}. load_state('auto') "
-                      "continues there.")
+                if not self._saver.failed:
+                    print(f"Saved after the error, at {self._where()}. load_state('auto') continues there.")
             else:
-                path = Path(self.ckpt_dir) / "crashed.pth"
+                path = self.path_of("crashed.pth")
                 checkpoint.write(state.collect(self), path)
-                print(f"Saved as the error left it, in the middle of update {self.global_step + 1}: {path}. Load it by its "
-                      "name; load_state('auto') continues exactly, from the last save before.")
+                print(f"Saved as the error left it, behind {self._where()}: {path}. To go on from there load it by name; "
+                      "load_state('auto') goes on exactly, from the save before it.")
         except Exception as failure:  # a GPU that is gone, a full disk: the first error is the one to show
             print(f"The state after the error could not be saved: {type(failure).__name__}: {failure}")
 
@@ -159,6 +161,9 @@ class RunLifetime(RunTools):
         self._is_closed = True
         try:
             self._save_what_is_left()
+        except Exception as error:  # Python drops what is raised at its exit, and in a generator nobody goes on with
+            self._saver.failed[self.path_of("last.pth")] = error
+            raise
         finally:
             try:
                 run_all(self.hooks.on_exit, self)
@@ -172,8 +177,7 @@ class RunLifetime(RunTools):
             self._open_epoch = None
         self._finish_epoch(beside=False)
         self._saver.close()
-        is_exact = self.stepper.is_between_updates and not self._half_evaluated
-        if Path(self.ckpt_dir) / "last.pth" in self._saver.failed and is_exact:
+        if self.path_of("last.pth") in self._saver.failed and self._is_exact():
             self._save_last(beside=False)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, checks, run_folder, state
+from . import checkpoint, checks, run_folder, saver, state
 from .defaults import input_of, parameter_dtype
 from .event_writer import make_writer
 from .loaders import make_batches
@@ -45,6 +45,10 @@ class RunTools:
     @writer.setter
     def writer(self, writer):
         self._writer = writer
+
+    def path_of(self, name):
+        """Where the run keeps a file: in ``ckpt_dir``, as seen from where ``check_init`` was called, also after a chdir."""
+        return Path(self.started_in, self.ckpt_dir, name)
 
     def adopt_old_names(self):
         """``train_loss_per_batch`` was ``loss_per_batch`` in the first version of 2021."""
@@ -93,6 +97,7 @@ class RunTools:
         if optim:
             checks.require_init(self)
         self._saver.wait()
+        saver.wait_for_others()
         path, saved = checkpoint.find_state(self, str(fname))
         if saved is None:
             return None

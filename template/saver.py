@@ -13,11 +13,13 @@ import atexit
 import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+import weakref
+from concurrent.futures import ThreadPoolExecutor, wait
 
 from .plain_data import HostCopy, refuse_objects
 
 _REMIND_EVERY_SECONDS = 60.0
+_SAVERS = weakref.WeakSet()  # of this process
 
 
 class SaveError(OSError):
@@ -36,6 +38,7 @@ class Saver:
         self._told = 0.0      # when a failure was last printed, on time.monotonic's clock
         self._executor = None
         atexit.register(self._end_process)
+        _SAVERS.add(self)
 
     def save(self, path, state, write, where, beside=True):
         """Have ``write(state)`` called for the state as it is now.
@@ -57,7 +60,7 @@ class Saver:
         for other in tuple(self.failed):
             self.wait(other)
             if other in self._unwritten:
-                self._submit(other, *self._unwritten[other])
+                (self._submit if beside else self._write)(other, *self._unwritten[other])
         copy = self._copy(path, state) if beside else None
         if copy is None:
             self.wait()
@@ -134,6 +137,14 @@ class Saver:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(1)
+
+
+def wait_for_others():
+    """Until what any trainer of this process writes is written: its files may be the ones that are looked for now.
+
+    What fails there is told there.
+    """
+    wait([write for saver in tuple(_SAVERS) for write in tuple(saver._writes.values())])
 
 
 def _reason(error):

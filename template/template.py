@@ -21,6 +21,7 @@ has.
 
 import atexit
 import math
+import os
 import time
 import weakref
 from contextlib import contextmanager
@@ -125,6 +126,7 @@ class TemplateModel(RunLifetime):
         self._evaluated_epoch = None
         self._epoch_started = 0.0      # seconds, on time.perf_counter's clock
         self._input_dtype = torch.float32  # of the models
+        self.started_in = ""           # folder that a relative ckpt_dir is in
         self._stop_request = StopRequest()
         self._saver = Saver()
         self._saved_step = 0           # global_step of the newest save or load
@@ -242,7 +244,7 @@ class TemplateModel(RunLifetime):
         )
         hooks = Hooks([*default_callbacks(self.callbacks or ()), *checks.preflight(self)])
 
-        self.ckpt_dir = run_folder.make_folder(self.ckpt_dir)
+        self.ckpt_dir, self.started_in = run_folder.make_folder(self.ckpt_dir), os.getcwd()
         self.run_name = self.run_name or run_folder.free_run_name(Path(self.ckpt_dir).resolve().name)
         self.stdout_logger = Logger(Path(self.ckpt_dir) / log_name)
         if clean_log:

@@ -8,7 +8,6 @@ The png needs matplotlib (``pip install matplotlib``); without it the csv is all
 import csv
 import io
 import time
-from pathlib import Path
 
 from ..hooks import Callback
 from ..run_folder import replace_file, told_when_it_fails
@@ -57,7 +56,7 @@ class History(Callback):
             return
         self.rows = [row for row in self.rows if row["epoch"] < self._row["epoch"]] + [self._row]
         self._row = None
-        self._write(Path(model.ckpt_dir) / "history.csv")
+        self._write(model.path_of("history.csv"))
         if time.perf_counter() - self._drawn > _PNG_EVERY_SECONDS:
             self._draw(model)
 
@@ -103,7 +102,7 @@ class History(Callback):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
             axes.legend(fontsize=8)
-        path = Path(model.ckpt_dir) / "history.png"
+        path = model.path_of("history.png")
         with told_when_it_fails(path):
             image = io.BytesIO()
             figure.savefig(image, dpi=110)
