@@ -56,12 +56,20 @@ class _Batches:
     def first(self):
         return next(self.epoch(0))
 
+    def set_seed(self, seed):
+        """The order follows this one from the next epoch on."""
+        self.seed = seed
+
     def state_dict(self):
         """Position and whatever else of the loader is no function of (seed, epoch, batch)."""
         return {}
 
-    def load_state_dict(self, state):
-        pass
+    def load_state_dict(self, state, start):
+        """Put the loader back for the batch ``start`` of an epoch."""
+
+    def is_at(self, start):
+        """Whether ``state_dict`` now speaks of the batch ``start``: a loader with state may have been read ahead."""
+        return True
 
     def notes(self):
         """What of this loader cannot be continued exactly, in words."""
@@ -79,14 +87,18 @@ class _ReplayedBatches(_Batches):
         super().__init__(loader, seed, device)
         self.has_state = all(callable(getattr(loader, name, None)) for name in ("state_dict", "load_state_dict"))
         self.is_placed = False  # the loader itself goes on at the right batch
+        self.position = 0       # the next batch of the epoch
 
     def state_dict(self):
         return {"loader": self.loader.state_dict()} if self.has_state else {}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state, start):
         if self.has_state and state:
             self.loader.load_state_dict(state["loader"])
-            self.is_placed = True
+            self.is_placed, self.position = True, start
+
+    def is_at(self, start):
+        return not self.has_state or self.position == start
 
     def notes(self):
         loader = self.loader
@@ -105,13 +117,13 @@ class _ReplayedBatches(_Batches):
 
     def epoch(self, epoch, start=0):
         first, self.is_placed = (start if self.is_placed else 0), False
+        self.position = start
         for part in (self.loader, getattr(self.loader, "dataset", None)):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
         seed = derive(self.seed, epoch, _ORDER)
-        for part in (self.loader, getattr(self.loader, "sampler", None)):
-            if isinstance(getattr(part, "generator", None), torch.Generator):
-                part.generator.manual_seed(seed)
+        if not self.has_state:
+            reseed(own_generators(self._parts()), seed)
         with sample_rng(seed):
             iterator = iter(self.loader)
         for number in itertools.count(first):
@@ -120,8 +132,14 @@ class _ReplayedBatches(_Batches):
                     batch = next(iterator)
                 except StopIteration:
                     return
+            self.position = number + 1
             if number >= start:
                 yield to_device(batch, self.device)
+
+    def _parts(self):
+        """What may hold generators; a ``DataLoader`` itself changes while it is read."""
+        loader = self.loader
+        return [loader.dataset, loader.sampler, loader.generator] if isinstance(loader, DataLoader) else loader
 
 
 class _MapBatches(_Batches):
@@ -135,7 +153,7 @@ class _MapBatches(_Batches):
 
     def epoch(self, epoch, start=0):
         self.indices[:] = self._tagged(epoch, start)
-        self.dataset.generators = own_generators(self.loader.dataset)
+        self.dataset.generators = own_generators([self.loader.dataset, self.loader.collate_fn])
         if self.copy is None:
             self.copy = self._copy_of_loader()
         self.copy.generator.manual_seed(derive(self.seed, epoch, _ORDER))  # workers' base seed; never the global one
@@ -144,13 +162,13 @@ class _MapBatches(_Batches):
 
     def first(self):
         """The first batch of "epoch 0", read in this process: no worker is started for it."""
-        self.dataset.generators = own_generators(self.loader.dataset)
+        self.dataset.generators = own_generators([self.loader.dataset, self.loader.collate_fn])
         return to_device(self.dataset[self._tagged(0, 0)[0]], self.device)
 
     def notes(self):
         loader, notes = self.loader, []
-        samplers = [part for part in (loader.batch_sampler, loader.sampler) if part is not None]
-        own = [part for part in samplers if not type(part).__module__.startswith("torch.utils.data")]
+        samplers = (loader.batch_sampler, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
+        own = [part for part in samplers if part is not None and not type(part).__module__.startswith("torch.utils.data")]
         if own and not _equal(self._tagged(1, 0), self._tagged(1, 0)):
             notes.append(f"{type(own[0]).__name__} gave two orders for one (seed, epoch). Let it draw from the global "
                          "generators of torch, numpy or random, from an attribute `generator`, or from set_epoch().")
@@ -247,13 +265,16 @@ class JointBatches:
 
     def __init__(self, parts):
         self.parts = parts
+        self.position = 0
 
     def __len__(self):
         return max(len(part) for part in self.parts.values())
 
     def epoch(self, epoch, start=0):
         rounds = {name: self._endless(part, epoch, start) for name, part in self.parts.items()}
+        self.position = start
         for _ in range(start, len(self)):
+            self.position += 1
             yield {name: next(batches) for name, batches in rounds.items()}
 
     @staticmethod
@@ -269,9 +290,18 @@ class JointBatches:
     def state_dict(self):
         return {name: part.state_dict() for name, part in self.parts.items()}
 
-    def load_state_dict(self, state):
-        for name, part in self.parts.items():
-            part.load_state_dict((state or {}).get(name))
+    def load_state_dict(self, state, start):
+        if 0 < start < len(self):  # at the start of an epoch all begin anew
+            for name, part in self.parts.items():
+                part.load_state_dict((state or {}).get(name), start % len(part))
+            self.position = start
+
+    def is_at(self, start):
+        return self.position == start or all(part.is_at(None) for part in self.parts.values())
+
+    def set_seed(self, seed):
+        for part in self.parts.values():
+            part.set_seed(seed)
 
     def notes(self):
         return [f"{name}: {note}" for name, part in self.parts.items() for note in part.notes()]
@@ -317,6 +347,7 @@ class TensorLoader:
     def epoch(self, seed, epoch, start=0):
         """Batches of one epoch from batch ``start`` on."""
         order_N = self._order(seed, epoch)
+        generators = own_generators(self.transform)
         for number in range(start, len(self)):
             chosen = slice(number * self.batch_size, (number + 1) * self.batch_size)
             if self.shuffle:
@@ -325,6 +356,7 @@ class TensorLoader:
                 batch = tuple(tensor[chosen].clone() for tensor in self.tensors)
             if self.transform is not None:
                 devices = {tensor.device for tensor in batch if tensor.is_cuda}
+                reseed(generators, derive(seed, epoch, number))
                 with sample_rng(derive(seed, epoch, number), devices):
                     batch = self.transform(*batch)
             yield batch

@@ -127,7 +127,7 @@ class Logger:
         """
         with self._lock:
             if self.log is None:
-                self.log = self._opened()
+                self.log = PatientFile(self.filename, self._tell)
                 atexit.register(self.restore)
             if not self._is_in_chain():
                 self.console = sys.stdout
@@ -164,7 +164,9 @@ class Logger:
         """Continue in another file, taking along what this one holds. The old file is left for the caller."""
         with self._lock:
             was_open = self.log is not None
-            held = Path(self.filename).read_bytes() + (self.log.waiting if was_open else b"")
+            held = Path(self.filename).read_bytes()
+            if was_open:
+                held, self.log.waiting = held + self.log.waiting, b""
             self._close()
             self.filename = str(filename)
             self.log = self._opened()

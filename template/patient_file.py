@@ -7,6 +7,7 @@ Log and TensorBoard events are beside the training: it must not end of them, and
 """
 
 import os
+import threading
 from pathlib import Path
 
 
@@ -24,6 +25,7 @@ class PatientFile:
         self._tell = tell
         self._fails = False
         self._file = None
+        self._lock = threading.RLock()
 
     def open(self):
         """Open it now, for those who want to hear of a bad path at once.
@@ -34,19 +36,21 @@ class PatientFile:
         self._file = open(self.path, "ab", buffering=0)
 
     def write(self, data):
-        self.waiting += data
-        self.flush()
+        with self._lock:
+            self.waiting += data
+            self.flush()
 
     def flush(self):
-        try:
-            self._make_sure_it_is_there()
-            while self.waiting:
-                self.waiting = self.waiting[self._file.write(self.waiting):]
-            self._fails = False
-        except OSError as error:
-            if not self._fails:
-                self._fails = True
-                self._tell(f"!!! {self.path} cannot be written: {error.strerror}. What belongs there waits in memory.")
+        with self._lock:
+            try:
+                self._make_sure_it_is_there()
+                while self.waiting:
+                    self.waiting = self.waiting[self._file.write(self.waiting):]
+                self._fails = False
+            except OSError as error:
+                if not self._fails:
+                    self._fails = True
+                    self._tell(f"!!! {self.path} cannot be written: {error.strerror}. What belongs there waits in memory.")
 
     def _make_sure_it_is_there(self):
         """Somebody may delete the folder of a run that goes on."""

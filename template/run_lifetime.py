@@ -58,7 +58,8 @@ class RunLifetime(RunTools):
     def _is_exact(self):
         """Between two updates, while data is read or an evaluation runs. Within an update random numbers were drawn and
         statistics moved; a noted evaluation moved best values, schedules and callbacks."""
-        return self.stepper.is_between_updates and not self._half_evaluated
+        is_read = self.train_batches.is_at(self.batches_done)
+        return self.stepper.is_between_updates and is_read and not self._half_evaluated
 
     def wait_for_saves(self):
         """Until every checkpoint that was begun is on the disk; the end of the loop, ``close`` and ``load_state`` do it."""
@@ -146,7 +147,10 @@ class RunLifetime(RunTools):
             self.stdout_logger.write_traceback(error)
             self._save_after(error)
             self._open_epoch = None  # it was saved, or is no state to save
-            self.close()
+            try:
+                self.close()
+            except Exception as failure:
+                print(f"While closing after that error: {type(failure).__name__}: {failure}")
             raise
 
     def close(self):

@@ -111,7 +111,9 @@ class RunTools:
             checkpoint.continue_in(self, path.parent, saved)
         if optim and saved.get("seed") not in (None, self.seed):
             notes.append(f"seed {saved['seed']} instead of {self.seed}: the order of data goes on as it began")
-            self._set_seed(saved["seed"])
+            self.seed = saved["seed"]
+            for batches in (self.train_batches, *self._eval_batches.values()):
+                batches.set_seed(self.seed)
         if lr_list is not None:
             self.change_lr(lr_list)
         print(f"load model state from {path}: epoch {self.epochs_done} done, {self.global_step} updates")

@@ -81,10 +81,14 @@ class Saver:
             for path, unwritten in tuple(self._unwritten.items()):
                 self._write(path, *unwritten)
         finally:
-            self._copies.clear()
-            if self._executor is not None:
-                self._executor.shutdown()
-                self._executor = None
+            self.release()
+
+    def release(self):
+        """Let memory and thread go, once what is being written is written."""
+        self._copies.clear()
+        if self._executor is not None:
+            self._executor.shutdown(wait=False)
+            self._executor = None
 
     def raise_failure(self):
         """For runs that would rather stop than go on without checkpoints."""

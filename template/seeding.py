@@ -11,6 +11,7 @@ the global generators, so evaluating more often or restarting changes no number 
 
 import os
 import random
+from collections import deque
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -95,10 +96,10 @@ def own_generators(root):
     Returns:
         list of ``torch.Generator``, numpy's ``Generator`` and ``RandomState``, and ``random.Random``, in a fixed order.
     """
-    found, seen, waiting = [], {}, [root]
+    found, seen, waiting = [], {}, deque([root])
     while waiting and len(seen) < 1000:
-        part = waiting.pop()
-        if id(part) in seen:
+        part = waiting.popleft()
+        if id(part) in seen or isinstance(part, random.SystemRandom):  # which cannot be seeded
             continue
         seen[id(part)] = part
         if isinstance(part, _GENERATORS):

@@ -60,12 +60,13 @@ def apply(model, state, optim=True, strict=True):
     modules = _modules(model)
     weights, notes, lacking = _fitting_weights(modules, state, strict)
     afresh = _unfit_optimizers(model.optimizer_list, state, lacking, strict) if optim else {}
-    before, key_metric = HostCopy().fill(collect(model, optim)), model.key_metric
+    is_set_up = model.hooks is not None
+    before, key_metric = HostCopy().fill(collect(model, is_set_up)), model.key_metric
     try:
         return notes + _apply(model, modules, weights, state, afresh if optim else None)
     except Exception:  # a callback, a loader or an optimizer refused its part: all go back
         model.key_metric = key_metric
-        _apply(model, modules, _fitting_weights(modules, before, strict=True)[0], before, {} if optim else None)
+        _apply(model, modules, _fitting_weights(modules, before, strict=True)[0], before, {} if is_set_up else None)
         raise
 
 
@@ -96,7 +97,7 @@ def _apply_training_state(model, state, afresh):
             optimizer.load_state_dict(state[f"optimizer_list{i}"])
     if "stepper" in state:
         model.batches_done = state["batch"]
-        model.train_batches.load_state_dict(state.get("loader"))
+        model.train_batches.load_state_dict(state.get("loader"), state["batch"])
         model.should_stop = state["should_stop"]
         model.running_losses.load_state_dict(state["losses"])
         model.stepper.load_state_dict(state["stepper"])

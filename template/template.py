@@ -129,6 +129,7 @@ class TemplateModel(RunLifetime):
         self.started_in = ""           # folder that a relative ckpt_dir is in
         self._stop_request = StopRequest()
         self._saver = Saver()
+        weakref.finalize(self, self._saver.release).atexit = False
         self._saved_step = 0           # global_step of the newest save or load
         self._saved_at = 0.0           # seconds, on time.monotonic's clock
         self._half_evaluated = False   # best values, schedules and callbacks know an evaluation that is not over
@@ -234,7 +235,9 @@ class TemplateModel(RunLifetime):
             if isinstance(part, torch.nn.Module):  # torchmetrics' objects are modules too
                 part.to(device)
         self._input_dtype = parameter_dtype(self.model_list)
-        self._set_seed(seed_everything(self.seed, self.deterministic))
+        self.seed = seed_everything(self.seed, self.deterministic)
+        self.train_batches = make_batches(self.train_loader, self.seed, device)
+        self._eval_batches = self._by_prefix(self.eval_loader)
         self.lr_schedule = build_schedule(self, self.updates_per_epoch())
         self.stepper = Stepper(
             self.optimizer_list, device, self.accumulate_steps, self.amp, self.clip_grad, self.count_samples,
@@ -259,12 +262,6 @@ class TemplateModel(RunLifetime):
         run_folder.announce(self)
         for note in self.train_batches.notes():
             print(f"  not exact when continued: {note}")
-
-    def _set_seed(self, seed):
-        """The order of data and the randomness of samples follow this seed from now on."""
-        self.seed = seed
-        self.train_batches = make_batches(self.train_loader, seed, torch.device(self.device))
-        self._eval_batches = self._by_prefix(self.eval_loader)
 
     def _by_prefix(self, loader):
         """``{prefix of the results: batches}``; one loader has no prefix."""

@@ -1,10 +1,13 @@
 """Checkpoints: whole or not there, never silently different, harmless to open, found again, and of 2021 too."""
 
+import builtins
 import collections
+import copy
 import enum
 import json
 import os
 import random
+import threading
 import zipfile
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from torch import nn
 from template import checkpoint
 from template.checkpoint import CheckpointError, newest, read, write, write_last
 from template.hooks import Callback
+from template.state import collect
 
 
 def equal(a, b):
@@ -123,6 +127,100 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(monkeypatch, fun
 def test_a_folder_that_is_not_there_is_told():
     with pytest.raises(FileNotFoundError, match="nowhere"):
         write(some_state(), "nowhere/a.pth")
+
+
+class FullFile:
+    """A file that takes so many bytes and then finds the disk full."""
+
+    def __init__(self, room, *args):
+        self.file, self.room = builtins.open(*args), room
+        self.flush, self.fileno, self.close = self.file.flush, self.file.fileno, self.file.close
+
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
+            fail()
+        return self.file.write(data)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+
+@pytest.mark.parametrize("room", [0, 100, 1500])
+def test_a_disk_that_becomes_full_within_torch_save_surfaces_as_that(monkeypatch, room):
+    """torch.save itself says "unexpected pos 64 vs 0", a RuntimeError."""
+    write(some_state(1), "a.pth")
+    before = Path("a.pth").read_bytes()
+    monkeypatch.setattr(checkpoint, "open", lambda *args: FullFile(room, *args), raising=False)
+    with pytest.raises(OSError, match="No space left on device") as told:
+        write(some_state(2), "a.pth")
+    assert told.value.errno == 28
+    assert files() == ["a.pth"] and Path("a.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize("is_cause", [True, False])
+def test_of_an_error_of_torch_save_the_os_error_behind_it_counts(monkeypatch, is_cause):
+    def save(state, file):
+        try:
+            raise OSError(122, "Disk quota exceeded")
+        except OSError as error:
+            raise RuntimeError("unexpected pos 64 vs 0") from (error if is_cause else None)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match="Disk quota exceeded"):
+        write(some_state(), "a.pth")
+
+
+def test_an_error_of_torch_save_with_nothing_behind_it_stays_what_it_is(monkeypatch):
+    def save(state, file):
+        raise RuntimeError("a broken tensor")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(RuntimeError, match="a broken tensor"):
+        write(some_state(), "a.pth")
+    assert files() == []
+
+
+def flip(data):
+    return data[:300] + bytes([data[300] ^ 1]) + data[301:]
+
+
+@pytest.mark.parametrize("spoil", [flip, lambda data: data[:-30], lambda data: bytes(len(data)), lambda data: b""],
+                         ids=["a flipped bit", "cut short", "zeros", "empty"])
+@pytest.mark.parametrize("save", [lambda state: write(state, "last.pth"),
+                                  lambda state: write_last(state, ".", "epoch2.pth")], ids=["write", "write_last"])
+def test_what_cannot_be_read_back_never_takes_the_place_of_what_is_there(monkeypatch, spoil, save):
+    write_last(some_state(1) | {"weight": torch.ones(500)}, ".")
+    before, fsync = Path("last.pth").read_bytes(), os.fsync
+
+    def spoiling(descriptor):
+        fsync(descriptor)
+        (temporary,) = Path().glob(".*.tmp")
+        temporary.write_bytes(spoil(temporary.read_bytes()))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", spoiling)
+        with pytest.raises(OSError, match="What was written cannot be read back"):
+            save(some_state(2) | {"weight": torch.ones(500)})
+    assert files() == ["last.pth"] and Path("last.pth").read_bytes() == before
+    save(some_state(3))
+    assert read("last.pth")["global_step"] == 3
+
+
+def test_a_last_one_that_is_that_of_an_epoch_as_well_is_written_once(monkeypatch):
+    saves, save = [], torch.save
+    monkeypatch.setattr(torch, "save", lambda *args: saves.append(1) or save(*args))
+    write_last(some_state(1), ".", "epoch1.pth")
+    assert len(saves) == 1
+    write_last(some_state(2), ".")
+    write_last(some_state(3), ".", "epoch3.pth")
+    assert files() == ["epoch1.pth", "epoch3.pth", "last.pth", "previous.pth"]
+    assert [read(name)["global_step"] for name in files()] == [1, 3, 3, 2]
+    write_last(some_state(9), ".", "epoch3.pth")  # of a run that went back
+    assert [read(name)["global_step"] for name in files()] == [1, 9, 9, 3]
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -687,3 +785,127 @@ def test_a_load_that_fails_moves_nothing_into_the_other_runs_folder(name):
         trainer.load_state(name if name == "auto" else f"{source.ckpt_dir}/{name}")
     assert (trainer.ckpt_dir, trainer.run_name) == before and (Path(trainer.ckpt_dir) / "config.json").exists()
     assert (Path(source.ckpt_dir) / "log.txt").read_bytes() == log
+
+
+# --- all or nothing ---------------------------------------------------------------------------------------------------
+
+
+class Refusing(Counter):
+    """Takes no state that counts more than 3; what it has changed by then stays changed."""
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        if self.count > 3 or self.always:
+            raise KeyError("a state of another kind")
+
+    always = False
+
+
+def prepared(ckpt_dir, callbacks, seed=3, dropout_model=7):
+    return tiny_trainer(ckpt_dir=ckpt_dir, callbacks=callbacks, seed=seed, model=tiny_model(seed=dropout_model), amp="fp16",
+                        lr_scheduler_type="cosine", warm_up_updates=3, total_epochs=5, skip_non_finite=2)
+
+
+@pytest.mark.parametrize("always", [False, True])
+@pytest.mark.parametrize("optim", [True, False])
+def test_a_load_that_fails_in_the_middle_changes_nothing(always, optim, monkeypatch):
+    source = prepared("source", [Counter(10), Refusing(10)], seed=5, dropout_model=8)
+    source.key_metric = "tol_loss"
+    source.fit(2)
+    callbacks = [Counter(), Refusing()]
+    callbacks[1].always = always
+    trainer = prepared("run", callbacks)
+    trainer.train_loop()
+    trainer.eval()
+    trainer.train_loop()  # and not evaluated yet
+    before = copy.deepcopy(collect(trainer))
+    attributes = {name: copy.copy(value) for name, value in vars(trainer).items()
+                  if type(value) in (int, float, str, dict, bool)}
+    if not optim:  # where no callback is asked
+        monkeypatch.setattr(trainer.model_list[0], "load_state_dict", refuse_once(trainer.model_list[0].load_state_dict))
+    with pytest.raises(KeyError, match="a state of another kind"):
+        trainer.load_state("source/last.pth", optim=optim)
+    assert equal(before, collect(trainer))
+    assert attributes == {name: getattr(trainer, name) for name in attributes}
+    callbacks[1].always = False
+    trainer.eval()
+    trainer.fit(4)
+
+    twin = prepared("twin", [Counter(), Refusing()])  # never tried to load anything
+    twin.train_loop()
+    twin.eval()
+    twin.train_loop()
+    twin.eval()
+    twin.fit(4)
+    assert torch.equal(weights(trainer), weights(twin)) and trainer.best_metric == twin.best_metric
+
+
+def refuse_once(original):
+    calls = []
+
+    def load(*args, **options):
+        original(*args, **options)
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyError("a state of another kind")
+    return load
+
+
+# --- what is being written is waited for ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """Nothing is written before ``go`` is set."""
+    go, original = threading.Event(), checkpoint.write_last
+
+    def write_last(*args):
+        assert go.wait(30)
+        original(*args)
+
+    monkeypatch.setattr(checkpoint, "write_last", write_last)
+    yield go
+    go.set()
+
+
+def test_loading_right_after_an_evaluation_sees_the_newest_state(slow_disk):
+    trainer = tiny_trainer(ckpt_dir="run")
+    trainer.train_loop()
+    trainer.eval()
+    trained = weights(trainer)
+    with torch.no_grad():
+        for parameter in trainer.model_list[0].parameters():
+            parameter.zero_()
+    assert not Path("run/last.pth").exists()  # the training did not wait for it
+    threading.Timer(0.1, slow_disk.set).start()
+    assert trainer.load_state("last") == str(Path("run/last.pth"))
+    assert torch.equal(weights(trainer), trained) and trainer.global_step == 6
+
+
+def test_loading_waits_for_what_another_trainer_of_the_process_writes(slow_disk):
+    trainer = tiny_trainer(ckpt_dir="run")
+    trainer.train_loop()
+    trainer.eval()
+    other = tiny_trainer(ckpt_dir="run")
+    threading.Timer(0.1, slow_disk.set).start()
+    assert other.load_state("auto") is not None
+    assert other.global_step == 6
+
+
+def test_wait_for_saves_returns_when_the_files_are_there(slow_disk):
+    trainer = tiny_trainer(ckpt_dir="run")
+    trainer.train_loop()
+    trainer.eval()
+    threading.Timer(0.1, slow_disk.set).start()
+    trainer.wait_for_saves()
+    assert read("run/last.pth")["global_step"] == 6
+
+
+def test_save_state_waits_too_and_holds_the_present(slow_disk):
+    trainer = tiny_trainer(ckpt_dir="run")
+    trainer.train_loop()
+    trainer.eval()
+    slow_disk.set()
+    trainer.save_state("run/last.pth")  # over a file that is being written
+    trainer.close()
+    assert equal(read("run/last.pth")["model0"], dict(trainer.model_list[0].state_dict()))

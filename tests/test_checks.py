@@ -75,6 +75,10 @@ SGD = torch.optim.SGD(MODEL.parameters(), 0.1)
     ({"lr_scheduler_list": SGD}, TypeError, "lr_scheduler_list must be a list of schedulers", "SGD"),
     ({"warm_up_scheduler_list": "x"}, TypeError, "warm_up_scheduler_list must be a list", "'x'"),
     ({"callbacks": Callback()}, TypeError, "callbacks must be a list", "Callback"),
+    *[({"skip_non_finite": value}, ValueError, "skip_non_finite is the number of updates in a row.*0 or more", repr(value))
+      for value in (-1, 1.5, True, None, "3")],
+    *[({"save_per_seconds": value}, ValueError, "save_per_seconds must be a positive number of seconds or None", repr(value))
+      for value in (0, -1, True, "60")],
 ])
 def test_a_wrong_attribute_is_refused_with_the_rule_and_what_was_received(attributes, kind, rule, received):
     with pytest.raises(kind, match=rule) as caught:

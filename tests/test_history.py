@@ -125,6 +125,37 @@ def test_going_back_to_an_earlier_epoch_drops_the_rows_after_it():
     assert [row["epoch"] for row in rows("run")] == ["1", "2", "3"]
 
 
+def test_a_table_that_cannot_be_written_is_told_and_the_next_row_brings_all(monkeypatch, capsys):
+    class Disk(Callback):
+        def on_train_end(self, model, result):
+            if model.epoch == 2:
+                monkeypatch.setattr(history, "replace_file", full)
+            if model.epoch == 3:
+                monkeypatch.setattr(history, "replace_file", original)
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    original = history.replace_file
+    trainer = tiny_trainer(ckpt_dir="run", callbacks=[Disk(), History(png=False)])
+    seen = []
+    for _ in trainer.epochs(3):
+        trainer.train_loop()
+        trainer.eval()
+        seen.append([row["epoch"] for row in rows("run")])
+    assert seen == [["1"], ["1"], ["1", "2", "3"]]
+    assert capsys.readouterr().out.count("history.csv could not be written: No space left on device. Training goes on.") == 1
+
+
+def test_an_epoch_that_was_given_up_by_loading_an_earlier_one_leaves_no_row():
+    trainer = tiny_trainer(ckpt_dir="run")
+    trainer.fit(2)
+    trainer.train_loop()  # of epoch 3, which is not evaluated
+    trainer.load_state("run/epoch1.pth")
+    trainer.close()
+    assert "3" not in [row["epoch"] for row in rows("run")]
+
+
 # --- the picture ------------------------------------------------------------------------------------------------------
 
 
@@ -205,3 +236,20 @@ def test_drawing_leaves_the_users_figures_and_backend_alone():
     tiny_trainer().fit(2)
     assert matplotlib.get_backend() == "svg" and plt.get_fignums() == [mine.number]
     plt.close(mine)
+
+
+def test_a_picture_that_cannot_be_written_is_told_and_the_old_one_stays(monkeypatch, capsys):
+    trainer = tiny_trainer(ckpt_dir="run")
+    trainer.fit(2)
+    before = Path("run/history.png").read_bytes()
+
+    def full(path, content):
+        if path.name == "history.png":
+            raise OSError(28, "No space left on device")
+        original(path, content)
+
+    original = history.replace_file
+    monkeypatch.setattr(history, "replace_file", full)
+    trainer.fit(3)
+    assert "history.png could not be written: No space left on device" in capsys.readouterr().out
+    assert Path("run/history.png").read_bytes() == before and len(rows("run")) == 3

@@ -1,6 +1,9 @@
 """The order of data is a function of (seed, epoch), the randomness of a batch of (seed, epoch, batch); nothing else."""
 
+import os
+import pickle
 import random
+import re
 from collections import OrderedDict, namedtuple
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import Tiny, tiny_data, weights
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import (
     BatchSampler,
@@ -15,12 +19,14 @@ from torch.utils.data import (
     Dataset,
     IterableDataset,
     RandomSampler,
+    Subset,
     TensorDataset,
     WeightedRandomSampler,
     default_collate,
     get_worker_info,
 )
 
+from template.hooks import Callback
 from template.loaders import TensorLoader, make_batches
 from template.nested import first_tensor, loader_length, to_device
 from template.seeding import derive, sample_rng
@@ -317,6 +323,89 @@ def test_after_a_broken_sample_the_generator_of_torch_is_as_it_was():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+# --- datasets with generators of their own ----------------------------------------------------------------------------
+
+
+class Jitter:
+    """A transform that keeps its generators to itself."""
+
+    def __init__(self):
+        self.rngs = {"numpy": np.random.default_rng(), "old numpy": np.random.RandomState()}
+        self.random, self.torch = random.Random(), torch.Generator()
+
+    def __call__(self, index):
+        return (index, self.rngs["numpy"].normal(), self.rngs["old numpy"].normal(), self.random.gauss(0, 1),
+                torch.randn((), generator=self.torch).item())
+
+
+class Transformed(Dataset):
+    def __init__(self):
+        self.transform = Jitter()
+
+    def __len__(self):
+        return SAMPLES
+
+    def __getitem__(self, index):
+        return self.transform(int(index))
+
+
+def jittered(dataset=None, **options):
+    return DataLoader(Transformed() if dataset is None else dataset, 5, shuffle=True, **options)
+
+
+@pytest.mark.parametrize("dataset", [lambda: None, lambda: Subset(Subset(Transformed(), range(SAMPLES)), range(SAMPLES))],
+                         ids=["in .transform", "through Subset"])
+def test_generators_of_a_dataset_give_one_stream_for_any_number_of_workers_and_restarts(dataset):
+    used = make_batches(jittered(dataset()), 3, CPU)
+    whole = {epoch: stream(used, epoch) for epoch in (1, 2)}
+    assert stream(used, 1) == whole[1]
+    assert stream(jittered(dataset()), 2, start=3) == whole[2][3:]  # a new process
+    workers = make_batches(jittered(dataset(), num_workers=2, persistent_workers=True), 3, CPU)
+    assert stream(workers, 1) == whole[1]
+    assert stream(workers, 2, start=2) == whole[2][2:]
+    assert stream(jittered(dataset(), num_workers=1), 2) == whole[2]
+    numbers = [number for batches in whole.values() for batch in batches for part in batch[1:] for number in part]
+    assert len(set(numbers)) == len(numbers) == 2 * 4 * SAMPLES  # every batch has draws of its own
+
+
+def test_a_pickled_dataset_as_spawned_workers_get_it_seeds_its_own_generators_not_those_it_was_copied_with():
+    batches = make_batches(jittered(), 3, CPU)
+    whole = stream(batches, 2)
+    pickled = pickle.loads(pickle.dumps(batches.dataset))
+    assert [plain(pickled[tagged]) for tagged in batches.indices] == whole
+
+
+class Mixup:
+    """A collate function with a generator of its own."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng()
+
+    def __call__(self, samples):
+        return [*default_collate(samples), torch.tensor(self.rng.beta(1.0, 1.0))]
+
+
+def test_generators_of_a_collate_function_give_one_stream_too():
+    whole = stream(make_loader(collate_fn=Mixup()), 2)
+    assert stream(make_loader(collate_fn=Mixup()), 2) == whole
+    assert stream(make_loader(collate_fn=Mixup(), num_workers=2), 2, start=2) == whole[2:]
+
+
+def test_generators_of_a_tensor_loaders_transform_give_one_stream_too():
+    class Noise:
+        def __init__(self):
+            self.rng = np.random.default_rng()
+
+        def __call__(self, x):
+            return (x, torch.from_numpy(self.rng.normal(size=len(x))))
+
+    def loader():
+        return TensorLoader(torch.arange(23), batch_size=5, shuffle=True, transform=Noise())
+
+    whole = stream(loader(), 1)
+    assert stream(loader(), 1, start=2) == whole[2:]
+
+
 # --- what is iterated and replayed ----------------------------------------------------------------------------------
 
 
@@ -396,6 +485,234 @@ def test_an_iterable_dataset_or_loader_is_told_the_epoch():
     loader = Told([torch.zeros(1)])
     stream(loader, 8)
     assert loader.epoch == 8
+
+
+# --- iterables with a state of their own ------------------------------------------------------------------------------
+
+
+class Stateful:
+    """Batches in an order of its own, which it goes on with where its state says; notes what it reads."""
+
+    def __init__(self, count=11, size=5):
+        x, y = tiny_data(count * size)
+        self.batches, self.read = list(zip(x.split(size), y.split(size))), []
+        self.position = self.begin = 0
+        self.broken = None
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        self.position, self.begin = self.begin, 0
+        while self.position < len(self):
+            if self.position == self.broken:
+                raise KeyError("a broken sample")
+            self.read.append(self.position)
+            self.position += 1
+            yield self.batches[self.position - 1]
+
+    def state_dict(self):
+        return {"position": self.position}
+
+    def load_state_dict(self, state):
+        self.begin = state["position"]
+
+
+class Joint(Tiny):
+    """Sums the losses of a dict's batches."""
+
+    def loss_per_batch(self, batch):
+        parts = batch.values() if isinstance(batch, dict) else [batch]
+        return sum(super(Joint, self).loss_per_batch(part)["tol_loss"] for part in parts)
+
+
+class StopAt(Callback):
+    def __init__(self, update):
+        self.update = update
+
+    def on_after_step(self, model):
+        if model.global_step == self.update:
+            raise KeyboardInterrupt
+
+
+def stateful_trainer(ckpt_dir, loader, **attributes):
+    trainer = Joint(ckpt_dir=ckpt_dir, train_loader=loader, eval_loader=None, **attributes)
+    trainer.check_init(use_tb=False)
+    return trainer
+
+
+def continued(make_loader, update, **attributes):
+    """A run of two epochs, and one that was interrupted in ``update`` and continued by new objects."""
+    whole = stateful_trainer("whole", make_loader(), **attributes)
+    whole.fit(2)
+    with pytest.raises(KeyboardInterrupt):
+        stateful_trainer("cut", make_loader(), **attributes, save_per_steps=update, callbacks=[StopAt(update + 1)]).fit(2)
+    again = stateful_trainer("cut", make_loader(), **attributes)
+    again.load_state("auto")
+    assert again.global_step == update
+    again.fit(2)
+    return whole, again
+
+
+@pytest.mark.parametrize("accumulate_steps, update, read", [(1, 14, range(3, 11)), (4, 4, range(4, 11))])
+def test_an_iterable_with_a_state_is_put_back_and_reads_none_of_the_skipped_batches(accumulate_steps, update, read):
+    whole, again = continued(Stateful, update, accumulate_steps=accumulate_steps)
+    assert again.train_loader.read == list(read)
+    assert torch.equal(weights(again), weights(whole)) and again.global_step == whole.global_step
+
+
+def test_an_iterable_with_a_state_is_put_back_also_when_the_seed_comes_from_the_file():
+    """No seed was set: the new process draws another one, and takes that of the checkpoint."""
+    with pytest.raises(KeyboardInterrupt):
+        stateful_trainer("cut", Stateful(), seed=None, save_per_steps=14, callbacks=[StopAt(15)]).fit(2)
+    again = stateful_trainer("cut", Stateful(), seed=None)
+    again.load_state("auto")
+    again.fit(2)
+    assert again.train_loader.read == list(range(3, 11)) and again.global_step == 22
+
+
+def test_the_state_of_an_iterable_stands_in_the_checkpoint_also_of_those_in_a_dict():
+    def loaders():
+        return {"a": Stateful(11), "list": [tiny_data(5)] * 11, "b": Stateful(11, size=3)}
+
+    assert make_batches(Stateful(), 3, CPU).state_dict() == {"loader": {"position": 0}}
+    whole, again = continued(loaders, 14)
+    saved = torch.load("cut/last.pth")["loader"]
+    assert saved == {"a": {"loader": {"position": 11}}, "list": {}, "b": {"loader": {"position": 11}}}
+    assert [again.train_loader[name].read for name in "ab"] == [list(range(3, 11))] * 2
+    assert torch.equal(weights(again), weights(whole))
+
+
+@pytest.mark.parametrize("update", [11, 16, 19])
+def test_a_shorter_iterable_of_a_dict_goes_on_with_the_same_batches(update):
+    """At the end of an epoch, in the first and in the second round of the shorter one."""
+    whole, again = continued(lambda: {"long": Stateful(11), "short": Stateful(7, size=3)}, update)
+    assert torch.equal(weights(again), weights(whole))
+    assert again.train_loader["short"].read == whole.train_loader["short"].read[update:]
+
+
+def test_an_iterable_with_a_state_that_was_read_ahead_is_not_taken_for_exact():
+    """The group is read before its first forward: when its second batch breaks, the first was not trained on yet."""
+    whole = stateful_trainer("whole", Stateful(), accumulate_steps=2)
+    whole.fit(1)
+    cut = stateful_trainer("cut", Stateful(), accumulate_steps=2)
+    cut.train_loader.broken = 5
+    with pytest.raises(KeyError):
+        cut.fit(1)
+    assert os.path.exists("cut/crashed.pth")
+    again = stateful_trainer("cut", Stateful(), accumulate_steps=2)
+    assert again.load_state("auto") is None
+    again.fit(1)
+    assert torch.equal(weights(again), weights(whole))
+
+
+def test_an_iterable_without_a_state_is_read_again_from_its_start():
+    class Plain:
+        def __init__(self):
+            self.inner = Stateful()
+
+        def __iter__(self):
+            return iter(self.inner)
+
+    whole, again = continued(Plain, 14)
+    assert again.train_loader.inner.read == list(range(11))
+    assert torch.equal(weights(again), weights(whole))
+
+
+def test_a_state_that_an_iterable_refuses_leaves_it_where_it_was():
+    class Refusing(Stateful):
+        def load_state_dict(self, state):
+            if state["position"] != 0:
+                raise ValueError("of another data set")
+            super().load_state_dict(state)
+
+    stateful_trainer("run", Stateful()).fit(1)
+    trainer = stateful_trainer("other", Refusing())
+    with pytest.raises(ValueError, match="of another data set"):
+        trainer.load_state("run/last.pth")
+    trainer.fit(1)
+    assert trainer.train_loader.read == list(range(11)) and trainer.global_step == 11
+
+
+# --- what cannot be continued exactly is told -------------------------------------------------------------------------
+
+
+class Iterated(IterableDataset):
+    def __iter__(self):
+        return iter(zip(*tiny_data(20)))
+
+
+class Batches:
+    def __iter__(self):
+        return iter([tiny_data(5)])
+
+
+class Private:
+    """A sampler with a generator that nobody can seed."""
+
+    def __init__(self):
+        self.rng = random.Random()
+
+    def __len__(self):
+        return SAMPLES
+
+    def __iter__(self):
+        return iter(self.rng.sample(range(SAMPLES), SAMPLES))
+
+
+class PrivateBatches(Private):
+    def __iter__(self):
+        yield from [torch.tensor(self.rng.sample(range(SAMPLES), 4)) for _ in range(5)]
+
+
+data = TensorDataset(*tiny_data(SAMPLES))
+
+
+@pytest.mark.parametrize("loader", [
+    [tiny_data(5)], (tiny_data(5),), TensorLoader(*tiny_data(20), batch_size=5, shuffle=True), Stateful(),
+    DataLoader(data, 5, shuffle=True), DataLoader(data, 5, sampler=RandomSampler(data, generator=torch.Generator())),
+    DataLoader(data, 5, num_workers=2, persistent_workers=True), DataLoader(Iterated(), 5), DataLoader(data, None),
+    *[make_loader(kind) for kind in KINDS], {"a": DataLoader(data, 5), "b": [tiny_data(5)]},
+    DataLoader(TensorDataset(torch.arange(4)), 2, sampler=Epochs()), DataLoader(data, 5, in_order=False),
+])
+def test_of_a_loader_that_continues_exactly_nothing_is_told(loader):
+    assert make_batches(loader, 3, CPU).notes() == []
+
+
+@pytest.mark.parametrize("loader, note", [
+    (Batches(), "Batches is read from its start again: the same batches if its order depends on nothing but the global"),
+    (DataLoader(Iterated(), 5, num_workers=2), "depends on num_workers: keep 2"),
+    (DataLoader(data, 5, sampler=Private()), "Private gave two orders for one .seed, epoch.. Let it draw from the global"),
+    (DataLoader(data, batch_sampler=PrivateBatches()), "PrivateBatches gave two orders"),
+    (DataLoader(data, batch_sampler=BatchSampler(Private(), 4, False)), "Private gave two orders"),
+    (DataLoader(data, 5, num_workers=1, in_order=False), "in_order=False.*set in_order=True"),
+    ({"a": [tiny_data(5)], "b": DataLoader(data, 5, sampler=Private())}, "^b: Private gave two orders"),
+], ids=["iterable", "IterableDataset", "sampler", "batch_sampler", "sampler in a batch_sampler", "in_order", "dict"])
+def test_what_a_loader_cannot_continue_exactly_is_told(loader, note):
+    (told,) = make_batches(loader, 3, CPU).notes()
+    assert re.search(note, told)
+
+
+def test_persistent_workers_over_an_iterable_dataset_are_told_of_too():
+    notes = make_batches(DataLoader(Iterated(), 5, num_workers=1, persistent_workers=True), 3, CPU).notes()
+    assert len(notes) == 2 and "set persistent_workers=False" in notes[1]
+
+
+def test_notes_are_printed_when_the_run_begins_and_stand_in_its_log(capsys):
+    trainer = Tiny(ckpt_dir="run", train_loader=DataLoader(data, 5, sampler=Private()))
+    trainer.check_init(use_tb=False)
+    assert "  not exact when continued: Private gave two orders for one (seed, epoch)." in capsys.readouterr().out
+    assert "not exact when continued: Private" in open("run/log.txt").read()
+    Tiny().check_init(use_tb=False)
+    assert "not exact" not in capsys.readouterr().out
+
+
+def test_looking_for_notes_starts_no_worker_reads_no_sample_and_leaves_the_generators_alone():
+    dataset = Augmented()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    make_batches(DataLoader(dataset, 5, sampler=EvenFirst(SAMPLES), num_workers=2), 3, CPU).notes()
+    assert dataset.read == [] and torch.equal(torch.get_rng_state(), before)
 
 
 # --- several loaders at once ----------------------------------------------------------------------------------------

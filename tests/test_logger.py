@@ -3,10 +3,12 @@
 import contextlib
 import io
 import os
+import shutil
 import sys
 import threading
 
 import pytest
+from full_disk import FullDisk
 from tiny import ROOT, run_python
 
 from template.logger import Logger
@@ -408,3 +410,94 @@ def test_move_takes_the_lines_along_and_goes_on_in_the_new_file():
     with logger:
         print("in the third")
     assert text("third.txt").endswith("went on\nin the third\n")
+
+
+# --- when the file does not take it -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", [0, 1, 4, 6])
+def test_on_a_full_disk_print_goes_on_and_the_lines_arrive_later_in_order_and_once(monkeypatch, room):
+    console, disk = own_console(), FullDisk(monkeypatch)
+    lines = [f"line {number}\n" for number in range(9)]
+    with Logger("log.txt"):
+        for number, line in enumerate(lines):
+            disk.room = room if number == 3 else None if number == 6 else disk.room
+            print(line, end="")
+            if number == 5:
+                whole = "".join(lines[:3])
+                assert text() == whole + "".join(lines[3:])[:room]  # a short write cuts anywhere
+        assert text() == "".join(lines)
+    assert disk.refused == 3
+    told = "!!! log.txt cannot be written: No space left on device. What belongs there waits in memory.\n"
+    assert console.getvalue() == "".join(lines[:3]) + lines[3] + told + "".join(lines[4:])
+    assert text() == "".join(lines)
+
+
+def test_what_a_disk_that_stays_full_did_not_take_is_told_at_the_end(monkeypatch):
+    console, disk = own_console(), FullDisk(monkeypatch)
+    with Logger("log.txt"):
+        print("taken")
+        disk.room = 0
+        print("not taken")
+        print("half a line", end="")
+    assert sys.stdout is console and text() == "taken\n"
+    assert console.getvalue().endswith("!!! log.txt lacks its last 22 bytes.\n")
+
+
+def test_eight_threads_on_a_disk_that_is_full_now_and_then_lose_no_line(monkeypatch):
+    own_console()
+    disk = FullDisk(monkeypatch)
+
+    def work(number):
+        for i in range(50):
+            disk.room = [None, 0, 3, 50][(i + number) % 4]
+            print(f"thread {number} line {i}")
+
+    with Logger("log.txt"):
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        disk.room = None
+    assert sorted(text().splitlines()) == sorted(f"thread {number} line {i}" for number in range(8) for i in range(50))
+
+
+def test_a_folder_that_was_deleted_is_made_again_and_the_log_goes_on():
+    console = own_console()
+    os.mkdir("run")
+    with Logger("run/log.txt"):
+        print("before")
+        shutil.rmtree("run")
+        print("after")
+        print("and on")
+    assert text("run/log.txt") == "after\nand on\n"
+    assert console.getvalue().count("!!! run/log.txt was deleted. It is begun anew.") == 1
+
+
+def test_a_folder_that_was_deleted_while_the_log_was_closed_is_made_again():
+    own_console()
+    os.mkdir("run")
+    logger = Logger("run/log.txt")
+    with logger:
+        print("before")
+    shutil.rmtree("run")
+    with logger:
+        print("after")
+    assert text("run/log.txt") == "after\n"
+
+
+def test_move_takes_along_what_waits_for_a_full_disk_and_does_not_call_it_lost(monkeypatch):
+    console, disk = own_console(), FullDisk(monkeypatch)
+    logger = Logger("log.txt").install()
+    print("one")
+    disk.room = 2
+    print("two")
+    logger.move("other.txt")
+    assert text("other.txt") == ""
+    print("three")
+    disk.room = None
+    print("four")
+    logger.restore()
+    assert text("other.txt") == "one\ntwo\nthree\nfour\n"
+    assert "lacks" not in console.getvalue()

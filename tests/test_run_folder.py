@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +95,60 @@ def test_a_run_name_that_tensorboard_already_shows_gets_a_time_stamp():
     assert sorted(os.listdir("runs")) == sorted([first.run_name, second.run_name])
     third = tiny_trainer(use_tb=True, run_name="mine")  # asked for by name: the person's decision
     assert third.run_name == "mine"
+
+
+# --- temporary files --------------------------------------------------------------------------------------------------
+
+
+def test_what_killed_processes_left_is_removed_when_the_run_is_taken_up_and_what_is_being_written_stays():
+    trainer = tiny_trainer(ckpt_dir="run")
+    trainer.fit(1)
+    kept = sorted(os.listdir("run"))
+    minutes_ago = {".last.pth.123.tmp": 11, ".config.json.9.tmp": 1000, ".best.pth.4.tmp": 9, ".last.pth.5.tmp": 0,
+                   ".mine": 1000, "results.tmp": 1000}
+    for name, minutes in minutes_ago.items():
+        path = Path("run", name)
+        path.write_bytes(b"half a file")
+        os.utime(path, (time.time() - 60 * minutes,) * 2)
+    tiny_trainer(ckpt_dir="run")
+    assert sorted(os.listdir("run")) == sorted([*kept, ".best.pth.4.tmp", ".last.pth.5.tmp", ".mine", "results.tmp"])
+
+
+def test_a_left_over_file_that_is_gone_before_it_is_looked_at_is_no_error():
+    os.mkdir("run")
+    os.symlink("nowhere", "run/.last.pth.1.tmp")  # listed, and not found: another process has just renamed it
+    run_folder.remove_leftovers("run")
+
+
+@pytest.mark.parametrize("content, expected", [("größer", "größer".encode()), (b"\x89PNG", b"\x89PNG")])
+def test_a_small_file_is_replaced_as_a_whole(content, expected):
+    path = Path("a.txt")
+    path.write_bytes(b"a longer old text")
+    run_folder.replace_file(path, content)
+    assert path.read_bytes() == expected and os.listdir() == ["a.txt"]
+
+
+@pytest.mark.parametrize("function", ["os.replace", "pathlib.Path.write_bytes"])
+def test_a_small_file_that_cannot_be_replaced_stays_and_leaves_nothing_beside_it(monkeypatch, function):
+    path = Path("a.txt")
+    path.write_text("old")
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(function, fail)
+        with pytest.raises(OSError, match="No space left"):
+            run_folder.replace_file(path, "new")
+    assert path.read_text() == "old" and os.listdir() == ["a.txt"]
+
+
+def test_only_errors_of_the_disk_are_told_and_let_pass(capsys):
+    with run_folder.told_when_it_fails("a.txt"):
+        raise OSError(28, "No space left on device")
+    assert capsys.readouterr().out == "a.txt could not be written: No space left on device. Training goes on.\n"
+    with pytest.raises(TypeError), run_folder.told_when_it_fails("a.txt"):
+        raise TypeError("a bug")
 
 
 # --- config.json ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from template.seeding import capture_rng, derive, draw_seed, restore_rng, sample_rng, seed_everything
+from template.seeding import (
+    capture_rng,
+    derive,
+    draw_seed,
+    own_generators,
+    reseed,
+    restore_rng,
+    sample_rng,
+    seed_everything,
+)
 
 
 def draws(count=5):
@@ -214,4 +223,120 @@ def test_states_of_gpus_that_are_not_here_are_left_out():
     expected = draws()
     state["cuda"] = [torch.zeros(16, dtype=torch.uint8)]
     restore_rng(state)
+    assert draws() == expected
+
+
+# --- generators of a dataset's own ------------------------------------------------------------------------------------
+
+
+class Holder:
+    def __init__(self, **parts):
+        vars(self).update(parts)
+
+
+def generators():
+    return [torch.Generator(), np.random.default_rng(), np.random.RandomState(), random.Random(),
+            np.random.Generator(np.random.MT19937()), np.random.Generator(np.random.Philox()),
+            np.random.Generator(np.random.SFC64())]
+
+
+def own_draws(generator):
+    if isinstance(generator, torch.Generator):
+        return torch.randn(4, generator=generator).tolist()
+    if isinstance(generator, random.Random):
+        return [generator.random(), generator.gauss(0, 1), generator.random()]
+    return [*generator.normal(size=3).tolist(), generator.uniform()]
+
+
+@pytest.mark.parametrize("build", [
+    lambda g: g, lambda g: Holder(rng=g), lambda g: [0, "a", g], lambda g: {"a": {"b": (g,)}},
+    lambda g: Holder(dataset=Holder(transform=Holder(transforms=[Holder(p=0.5), Holder(rng=g)]))),
+    lambda g: torch.utils.data.Subset(Holder(rng=g), [0]),
+    lambda g: torch.utils.data.ConcatDataset([torch.utils.data.TensorDataset(torch.zeros(2)), Sized(g)]),
+    lambda g: Holder(method=Holder(rng=g).__init__, rng=g),
+], ids=["itself", "attribute", "list", "dicts", "nested", "Subset", "ConcatDataset", "method"])
+def test_a_generator_is_found_wherever_an_object_holds_it(build):
+    for generator in generators():
+        assert own_generators(build(generator)) == [generator]
+
+
+def test_the_generator_of_the_operating_system_which_nothing_seeds_is_left_out():
+    assert own_generators(Holder(rng=random.SystemRandom())) == []
+
+
+class Sized(Holder):
+    def __init__(self, generator):
+        super().__init__(rng=generator)
+
+    def __len__(self):
+        return 2
+
+
+def test_all_are_found_once_each_in_an_order_that_two_processes_share():
+    def build():
+        first, second, third = np.random.default_rng(1), random.Random(2), torch.Generator().manual_seed(3)
+        return Holder(a=first, b=[second, first], c={"x": Holder(again=second, third=third)})
+
+    found = own_generators(build())
+    assert len(found) == 3
+    assert [own_draws(generator) for generator in found] == [own_draws(generator) for generator in own_generators(build())]
+
+
+def test_objects_that_hold_each_other_are_looked_at_once():
+    a, b = Holder(rng=random.Random()), Holder()
+    a.other, b.other = b, a
+    a.itself = [a]
+    a.itself.append(a.itself)
+    assert own_generators(a) == [a.rng] == own_generators(b)
+
+
+def test_data_is_not_searched():
+    """A list of a million samples costs nothing, and neither does an endless tree."""
+    assert own_generators(Holder(samples=[random.Random()] * 101)) == []
+    assert own_generators(Holder(samples={n: random.Random() for n in range(101)})) == []
+    assert len(own_generators(Holder(parts=[random.Random() for _ in range(100)]))) == 100
+    deep = Holder(rng=random.Random())
+    for _ in range(2000):
+        deep = Holder(inner=deep)
+    assert own_generators(deep) == []  # beyond 1,000 objects
+    wide = Holder(rng=random.Random(), parts=[[Holder(n=n) for n in range(90)] for _ in range(90)])
+    assert len(own_generators(wide)) <= 1
+
+
+def test_classes_modules_and_tensors_are_not_searched():
+    class WithGenerator:
+        rng = random.Random()
+
+    tensor = torch.zeros(2)
+    tensor.rng = random.Random()
+    assert own_generators(Holder(kind=WithGenerator, module=random, tensor=tensor, none=None, text="a")) == []
+
+
+@pytest.mark.parametrize("index", range(len(generators())))
+def test_a_reseeded_generator_gives_the_same_stream_wherever_it_was(index):
+    one, other = generators()[index], generators()[index]
+    streams = []
+    for generator, seed in ((one, 5), (other, 5), (one, 5), (one, 6)):
+        own_draws(generator)  # half of a pair of normal numbers may be left of it
+        reseed([generator], seed)
+        streams.append(own_draws(generator))
+    assert streams[0] == streams[1] == streams[2] != streams[3]
+
+
+def test_each_of_several_generators_gets_a_stream_of_its_own():
+    several = [np.random.default_rng(), np.random.default_rng(), random.Random(), random.Random(), torch.Generator(),
+               torch.Generator(), np.random.RandomState(), np.random.RandomState()]
+    reseed(several, 5)
+    first = [own_draws(generator)[0] for generator in several]
+    assert len(set(first)) == len(several)
+    reseed(several[::-1], 5)
+    assert own_draws(several[-1])[0] != first[-1]  # it counts at which place one stands
+    reseed([], 5)
+
+
+def test_reseeding_leaves_the_global_generators_alone():
+    seed_everything(3)
+    expected = draws()
+    seed_everything(3)
+    reseed(generators(), 9)
     assert draws() == expected

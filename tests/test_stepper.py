@@ -10,6 +10,7 @@ from tiny import tiny_data, tiny_model, tiny_trainer, weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from template.guard import SkipGuard
 from template.hooks import Callback
 from template.loaders import TensorLoader
 from template.stepper import Stepper, make_clip
@@ -491,3 +492,60 @@ def test_a_detached_loss_in_a_training_is_refused_before_anything_changes():
     with pytest.raises(ValueError, match="depends on a trainable parameter"):
         trainer.train_loop()
     assert torch.equal(weights(trainer), before)
+
+
+# --- a guard and the state between updates ----------------------------------------------------------------------------
+
+
+def test_it_knows_whether_an_update_is_begun_and_not_finished():
+    weight = nn.Parameter(torch.ones(2))
+    stepper = Stepper([torch.optim.SGD([weight], 1.0)], CPU, accumulate_steps=2)
+    seen = [stepper.is_between_updates]
+
+    def batches():
+        for number in range(3):
+            seen.append((number, stepper.is_between_updates))  # while data is read
+            yield torch.ones(2)
+
+    for group in stepper.groups(batches()):
+        for x, _ in group:
+            stepper.backward((weight * x).sum())
+            seen.append(stepper.is_between_updates)
+        stepper.finish_group()
+        seen.append(stepper.is_between_updates)
+    assert seen == [True, (0, True), (1, True), False, False, False, (2, True), False, False]
+    assert stepper.is_between_updates
+
+
+def test_loading_a_state_ends_an_update_that_an_error_left_open():
+    weight = nn.Parameter(torch.ones(2))
+    stepper = Stepper([torch.optim.SGD([weight], 1.0)], CPU)
+    state = stepper.state_dict()
+    next(stepper.groups([torch.ones(2)]))
+    assert not stepper.is_between_updates
+    stepper.load_state_dict(state)
+    assert stepper.is_between_updates
+
+
+def test_an_update_that_the_guard_refuses_changes_no_weight_and_no_momentum_and_leaves_no_gradient():
+    weights_of_two = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))]
+    optimizers = [torch.optim.SGD([weight], 0.5, momentum=0.9) for weight in weights_of_two]
+    events = []
+    stepper = Stepper(optimizers, CPU, clip_grad=1.0, before_step=lambda: events.append("before_step"),
+                      after_update=lambda: events.append("after_update"),
+                      guard=SkipGuard(5, lambda in_a_row: events.append(f"skipped {in_a_row}")))
+    for factor in (1.0, float("nan")):
+        states = copy.deepcopy([optimizer.state_dict() for optimizer in optimizers]) if factor != 1.0 else None
+        before = [weight.detach().clone() for weight in weights_of_two]
+        for group in stepper.groups([torch.ones(1)]):
+            for x, _ in group:
+                first, second = weights_of_two
+                stepper.backward((first.sum() * factor + second.sum()) * x[0])  # the second's gradient is finite
+            stepper.finish_group()
+        assert all(weight.grad is None for weight in weights_of_two)
+    assert all(torch.equal(weight, old) for weight, old in zip(weights_of_two, before))
+    for optimizer, state in zip(optimizers, states):
+        buffer, old = (part["state"][0]["momentum_buffer"] for part in (optimizer.state_dict(), state))
+        assert torch.equal(buffer, old)
+    assert events == ["before_step", "after_update", "before_step", "skipped 1", "after_update"]
+    assert stepper.state_dict()["skipped"] == 1

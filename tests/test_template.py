@@ -4,6 +4,9 @@ import gc
 import math
 import os
 import re
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +14,9 @@ from tiny import Tiny, tiny_data, tiny_model, tiny_trainer, weights, whole_and_c
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from template import Callback, Confusion, EarlyStopping, Mean, Stored
+from template import Callback, Confusion, EarlyStopping, Mean, Stored, checkpoint, run_lifetime
+from template.callbacks.history import History
+from template.saver import SaveError
 from template.template import TemplateModel
 
 # --- what was wrong in 2021 -----------------------------------------------------------------------------------------
@@ -729,3 +734,332 @@ def test_check_init_is_called_once():
     trainer = tiny_trainer()
     with pytest.raises(RuntimeError, match="called already"):
         trainer.check_init()
+
+
+# --- when it is saved -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """The updates at which ``last.pth`` was written."""
+    updates, original = [], checkpoint.write_last
+    monkeypatch.setattr(checkpoint, "write_last",
+                        lambda state, *args: updates.append(state["global_step"]) or original(state, *args))
+    return updates
+
+
+def test_save_per_seconds_saves_when_the_last_save_is_so_long_ago(saved, monkeypatch):
+    start = time.monotonic()
+    clock = SimpleNamespace(now=start)
+    monkeypatch.setattr(run_lifetime, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    class Clock(Callback):
+        def on_after_step(self, model):
+            clock.now = start + 10 * model.global_step
+
+    tiny_trainer(save_per_seconds=35, callbacks=[Clock()]).fit(2)
+    assert saved == [4, 6, 10, 12]  # at 40 s, at the epoch's end at 60 s, at 100 s, at the end
+    saved.clear()
+    clock.now = start
+    tiny_trainer(save_per_seconds=15, save_per_steps=3, callbacks=[Clock()]).fit(1)
+    assert saved == [2, 3, 5, 6, 6]  # any save counts; the last two are the 6th update's and the epoch's
+
+
+@pytest.mark.parametrize("save_per_seconds", [None, 1e9])
+def test_without_a_reason_nothing_is_saved_in_the_middle_of_an_epoch(saved, save_per_seconds):
+    tiny_trainer(save_per_seconds=save_per_seconds).fit(2)
+    assert saved == [6, 12]
+
+
+class FullDisk:
+    """Writing the checkpoints of these names fails."""
+
+    def __init__(self, monkeypatch, *names):
+        self.names, original = names, checkpoint._written
+
+        def written(state, path):
+            if Path(path).name in self.names:
+                raise OSError(28, "No space left on device")
+            return original(state, path)
+
+        monkeypatch.setattr(checkpoint, "_written", written)
+
+
+def end(trainer):
+    """A save that failed on purpose must not end the process of the tests."""
+    trainer._saver.close()
+    trainer._saver.failed.clear()
+
+
+@pytest.mark.parametrize("file, update", [("last.pth", 2), ("best.pth", 6)])
+def test_who_wants_to_stop_rather_than_go_on_without_checkpoints_stops_at_once(file, update, monkeypatch):
+    FullDisk(monkeypatch, file)
+    trainer = tiny_trainer(ckpt_dir="run", stop_when_save_fails=True, save_per_steps=2)
+    with pytest.raises(SaveError, match=rf"{file} could not be written .No space left on device., and stop_when_save_fails"):
+        trainer.fit(2)
+    assert trainer.global_step == update
+    end(trainer)
+
+
+def test_on_a_full_disk_training_goes_on_to_the_same_bits_and_catches_up(monkeypatch, capsys):
+    whole = tiny_trainer(ckpt_dir="whole")
+    whole.fit(3)
+    disk = FullDisk(monkeypatch, "last.pth", "best.pth")
+
+    class Cleared(Callback):
+        def on_train_end(self, model, result):
+            disk.names = () if model.epoch == 3 else disk.names
+
+    trainer = tiny_trainer(ckpt_dir="run", callbacks=[Cleared()])
+    trainer.fit(3)
+    told = capsys.readouterr().out
+    assert torch.equal(weights(trainer), weights(whole)) and not trainer._saver.failed
+    assert told.count("SAVE FAILED") == 2 and told.count("Saving works again") == 2
+    assert torch.load("run/best.pth")["epoch"] == whole.best_epoch["acc"]
+    assert torch.load("run/last.pth")["global_step"] == 18 and Path("run/epoch3.pth").exists()
+
+
+# --- after an error ---------------------------------------------------------------------------------------------------
+
+
+class Broken(Tiny):
+    """Raises a KeyError once, in epoch 2 at ``moment``."""
+
+    moment = None
+
+    def fail_at(self, moment, *, batch=None):
+        if self.moment == moment and self.epoch == 2 and batch in (None, self.batches_done):
+            self.moment = None
+            raise KeyError("a bug")
+
+    def loss_per_batch(self, batch):
+        if torch.is_grad_enabled():
+            self.fail_at("loss_per_batch", batch=3)
+        return super().loss_per_batch(batch)
+
+    def metric(self, pred, y):
+        torch.rand(2)  # an evaluation that draws, and is done again, draws the same
+        self.fail_at("metric")
+        return super().metric(pred, y)
+
+
+class BrokenAt(Callback):
+    """And events."""
+
+    def on_batch(self, model, batch):
+        model.fail_at("on_batch", batch=3)
+
+    def on_after_step(self, model):
+        model.fail_at("on_after_step", batch=3)
+
+    def on_train_end(self, model, result):
+        model.fail_at("on_train_end")
+
+    def on_eval_start(self, model):
+        model.fail_at("on_eval_start")
+
+    def on_eval_batch(self, model, batch):
+        model.fail_at("on_eval_batch")
+
+    def on_eval_result(self, model, result):
+        model.fail_at("on_eval_result")
+
+
+class NoisyOnce(torch.utils.data.Dataset):
+    """Augmented samples; the 80th that is read cannot be."""
+
+    def __init__(self, is_broken):
+        (self.x, self.y), self.read, self.is_broken = tiny_data(), 0, is_broken
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        self.read += 1
+        if self.is_broken and self.read == 80:
+            raise KeyError("a bug")
+        return self.x[index] + 0.1 * torch.randn(6), self.y[index]
+
+
+def broken_trainer(ckpt_dir, moment=None, **attributes):
+    trainer = Broken(ckpt_dir=ckpt_dir, lr_scheduler_type="cosine", total_epochs=3, **attributes)
+    trainer.callbacks = [BrokenAt(), History(png=False)]
+    trainer.train_loader = DataLoader(NoisyOnce(moment == "dataset"), 10, shuffle=True)
+    trainer.moment = moment
+    trainer.check_init(use_tb=False)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """Weights, best metric and counter of eval batches of the run without an error."""
+    trainer = broken_trainer(str(tmp_path_factory.mktemp("whole")))
+    trainer.fit(3)
+    return weights(trainer), trainer.best_metric, trainer.global_step_eval
+
+
+@pytest.mark.parametrize("moment, step, batch", [
+    ("dataset", 8, 2), ("metric", 12, 6), ("on_eval_start", 12, 6), ("on_eval_batch", 12, 6), ("on_train_end", 12, 6)])
+def test_an_error_between_two_updates_loses_nothing_and_the_run_goes_on_exactly(moment, step, batch, unbroken, capsys):
+    with pytest.raises(KeyError, match="a bug"):
+        broken_trainer("run", moment).fit(3)
+    assert "Saved after the error, at epoch 2, update" in capsys.readouterr().out
+    assert not Path("run/crashed.pth").exists()
+    again = broken_trainer("run")
+    again.load_state("auto")
+    assert (again.global_step, again.epochs_done, again.batches_done) == (step, 1, batch)
+    again.fit(3)
+    assert torch.equal(weights(again), unbroken[0])
+    assert (again.best_metric, again.global_step_eval) == unbroken[1:]
+
+
+@pytest.mark.parametrize("moment, step", [
+    ("loss_per_batch", 9), ("on_batch", 9), ("on_after_step", 9), ("on_eval_result", 12)])
+def test_an_error_within_an_update_leaves_a_file_that_only_its_name_loads(moment, step, unbroken, capsys):
+    trainer = broken_trainer("run", moment)
+    with pytest.raises(KeyError, match="a bug"):
+        trainer.fit(3)
+    assert "run/crashed.pth" in capsys.readouterr().out
+    again = broken_trainer("run")
+    again.load_state("auto")
+    assert (again.global_step, again.epochs_done) == (6, 1)
+    again.fit(3)
+    assert torch.equal(weights(again), unbroken[0]) and again.best_metric == unbroken[1]
+    other = broken_trainer("other")
+    other.load_state("run/crashed.pth")
+    assert other.global_step == step and torch.equal(weights(other), weights(trainer))
+    other.fit(3)
+
+
+def test_the_process_that_met_an_error_may_go_on_itself(unbroken):
+    trainer = broken_trainer("run", "metric")
+    with pytest.raises(KeyError):
+        trainer.fit(3)
+    trainer.fit(3)  # the bug was mended in the notebook
+    assert torch.equal(weights(trainer), unbroken[0]) and trainer.best_metric == unbroken[1]
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_an_error_before_any_update_since_the_last_save_writes_nothing(loaded):
+    if loaded:
+        broken_trainer("run").fit(2)
+    before = {path.name: path.read_bytes() for path in Path().glob("run/*.pth")}
+    trainer = broken_trainer("run", preflight=False)
+    if loaded:
+        trainer.load_state("auto")
+    trainer.epoch = max(trainer.epoch, 1)
+    trainer.metric = lambda pred, y: {}["a bug"]
+    with pytest.raises(KeyError, match="a bug"):
+        trainer.eval()
+    trainer.close()
+    assert {path.name: path.read_bytes() for path in Path().glob("run/*.pth")} == before
+
+
+@pytest.mark.parametrize("moment", ["metric", "loss_per_batch"])
+def test_a_save_that_fails_as_well_does_not_hide_the_first_error_and_claims_nothing(moment, monkeypatch, capsys):
+    trainer = broken_trainer("run", moment)
+    trainer.train_loop()
+    trainer.eval()
+    trainer.wait_for_saves()
+    before = Path("run/last.pth").read_bytes()
+    FullDisk(monkeypatch, "last.pth", "crashed.pth")
+    with pytest.raises(KeyError, match="a bug"):
+        trainer.train_loop()
+        trainer.eval()
+    told = capsys.readouterr().out
+    assert "No space left on device" in told and "Saved after" not in told and "Saved as" not in told
+    assert Path("run/last.pth").read_bytes() == before and not Path("run/crashed.pth").exists()
+    end(trainer)
+
+
+def test_a_state_that_cannot_be_collected_does_not_hide_the_first_error(capsys):
+    class Unsavable(Callback):
+        def state_dict(self):
+            raise RuntimeError("the GPU is gone")
+
+        def load_state_dict(self, state):
+            pass
+
+    trainer = Tiny(callbacks=[Unsavable()], preflight=False)
+    trainer.metric = lambda pred, y: {}["a bug"]
+    trainer.check_init(use_tb=False)
+    with pytest.raises(KeyError, match="a bug"):
+        trainer.fit(1)
+    assert "The state after the error could not be saved: RuntimeError: the GPU is gone" in capsys.readouterr().out
+
+
+def test_weights_that_are_not_finite_do_not_hide_the_first_error(capsys):
+    class Spoil(Callback):
+        def on_train_end(self, model, result):
+            model.model_list[0][0].weight.data[0, 0] = float("nan")
+
+    trainer = Tiny(callbacks=[Spoil()], preflight=False)
+    trainer.metric = lambda pred, y: {}["a bug"]
+    trainer.check_init(use_tb=False)
+    try:
+        with pytest.raises(KeyError, match="a bug"):
+            trainer.fit(1)
+    finally:
+        end(trainer)
+    assert "could not be saved: FloatingPointError" in capsys.readouterr().out
+
+
+# --- what is not finite is not saved ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("update", [4, 6])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_never_saved(update, value):
+    kept = {}
+
+    class Spoil(Callback):
+        def on_after_step(self, model):
+            if model.global_step == 6 + update:
+                model.wait_for_saves()
+                kept.update({path.name: path.read_bytes() for path in Path("run").glob("*.pth")})
+                model.model_list[0][0].weight.data[0, 0] = value
+
+    trainer = tiny_trainer(ckpt_dir="run", callbacks=[Spoil()], save_per_steps=1)
+    try:
+        with pytest.raises(FloatingPointError, match="The weights must stay finite; 0.weight of model0 is not, in epoch 2"
+                           if update == 6 else "must stay finite"):
+            trainer.fit(3)
+    finally:
+        end(trainer)
+    assert set(kept) == {"last.pth", "previous.pth", "best.pth", "epoch1.pth"}
+    assert {path.name: path.read_bytes() for path in Path("run").glob("*.pth")} == kept
+    again = tiny_trainer(ckpt_dir="run")
+    again.load_state("auto")
+    assert again.global_step == 6 + update - 1 and weights(again).isfinite().all()
+
+
+def test_buffers_may_be_infinite_on_purpose():
+    model = tiny_model()
+    model.register_buffer("mask", torch.full((3, 3), float("-inf")).triu(1))
+    trainer = tiny_trainer(ckpt_dir="run", model=model)
+    trainer.fit(1)
+    assert torch.equal(torch.load("run/last.pth")["model0"]["mask"], model.mask)
+    assert torch.load("run/best.pth")["epoch"] == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_a_metric_that_is_not_finite_is_told_and_never_the_best(value, mode, capsys):
+    scores = {1: value, 2: 0.5, 3: value, 4: 0.5}
+
+    class Scripted(Tiny):
+        def eval_scores_per_batch(self, batch):
+            return {"score": scores[self.epoch]}
+
+    trainer = Scripted(preflight=False, key_metric_mode=mode, ckpt_dir="run")
+    trainer.check_init(use_tb=False)
+    trainer.fit(1)
+    assert "score" not in trainer.best_metric and not Path("run/best.pth").exists()
+    trainer.fit(3)
+    assert (trainer.best_metric["score"], trainer.best_epoch["score"]) == (0.5, 2)
+    assert torch.load("run/best.pth")["epoch"] == 2
+    told = capsys.readouterr().out
+    assert [f"The evaluation of epoch {epoch} gave score = {value}, which never counts as best" in told
+            for epoch in (1, 2, 3)] == [True, False, True]
+    trainer.fit(4)
+    assert trainer.best_epoch["score"] == 4 and trainer.epochs_done == 4

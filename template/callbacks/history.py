@@ -114,3 +114,4 @@ class History(Callback):
 
     def load_state_dict(self, state):
         self.rows = [dict(row) for row in state["rows"]]
+        self._row = None
