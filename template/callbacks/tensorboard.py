@@ -34,9 +34,7 @@ class TensorBoard(Callback):
         if part not in self._parts:
             writer = type(model.writer)(str(Path(model.writer.log_dir) / part)) if part else model.writer
             self._parts[part] = writer
-            step = model.epoch if part else model.global_step + 1
-            if step > 1:
-                _void(writer, step)
+            _void(writer, model.epoch if part else model.global_step + 1)
         return self._parts[part]
 
     def on_train_start(self, model):
