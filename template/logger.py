@@ -15,6 +15,7 @@ import re
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from .patient_file import PatientFile
@@ -48,7 +49,8 @@ class Logger:
     def write(self, message):
         with self._lock:
             self._in_place = True
-            self.console.write(message)
+            with suppress(OSError):  # nohup's file on a full disk, a terminal that was closed: training goes on
+                self.console.write(message)
             if self.log is not None:
                 self._take(message)
         return len(message)
@@ -71,7 +73,8 @@ class Logger:
 
     def _tell(self, message):
         """On the console alone: it is the file that does not work."""
-        self.console.write(message + "\n")
+        with suppress(OSError):
+            self.console.write(message + "\n")
 
     def writelines(self, lines):
         for line in lines:
@@ -79,7 +82,8 @@ class Logger:
 
     def flush(self):
         with self._lock:
-            self.console.flush()
+            with suppress(OSError):
+                self.console.flush()
             if self.log is not None:
                 self.log.flush()
 
@@ -181,6 +185,7 @@ class Logger:
 
     def _close(self):
         if self.log is not None:
+            self.log.flush()
             if self.log.waiting:
                 self._tell(f"!!! {self.filename} lacks its last {len(self.log.waiting)} bytes.")
             self.log.close()

@@ -33,7 +33,7 @@ class RunLifetime(RunTools):
             checkpoint.keep_newest(folder, count)
 
         self._save(self.path_of("last.pth"), state.collect(self), write, beside)
-        self._saved_step, self._saved_at = self.global_step, time.monotonic()
+        self._saved_step, self._saved_at, self._epoch_file = self.global_step, time.monotonic(), epoch_file
 
     def _save_best(self):
         """The weights that were just scored."""
@@ -182,7 +182,7 @@ class RunLifetime(RunTools):
         self._finish_epoch(beside=False)
         self._saver.close()
         if self.path_of("last.pth") in self._saver.failed and self._is_exact():
-            self._save_last(beside=False)
+            self._save_last(self._epoch_file if self.global_step == self._saved_step else None, beside=False)
 
 
 class _AskedToLeave(Exception):

@@ -131,6 +131,7 @@ class TemplateModel(RunLifetime):
         self._saver = Saver()
         weakref.finalize(self, self._saver.release).atexit = False
         self._saved_step = 0           # global_step of the newest save or load
+        self._epoch_file = None        # path that the newest save was to have as well
         self._saved_at = 0.0           # seconds, on time.monotonic's clock
         self._half_evaluated = False   # best values, schedules and callbacks know an evaluation that is not over
         self._is_closed = True         # on_exit was called since anything ran

@@ -26,6 +26,7 @@ class History(Callback):
         self.png = png
         self.rows = []
         self._row = None       # of the epoch that is trained but not written
+        self._is_on_disk = True
         self._started = 0.0
         self._drawn = 0.0
 
@@ -49,6 +50,8 @@ class History(Callback):
 
     def on_exit(self, model):
         self._finish_row(model)
+        if not self._is_on_disk:
+            self._write(model.path_of("history.csv"))
         self._draw(model)
 
     def _finish_row(self, model):
@@ -68,8 +71,10 @@ class History(Callback):
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        with told_when_it_fails(path):  # the next row writes the whole table again
+        self._is_on_disk = False
+        with told_when_it_fails(path):  # the next row, or the end, writes the whole table again
             replace_file(path, text.getvalue())
+            self._is_on_disk = True
 
     def _draw(self, model):
         """One chart per quantity, training and evaluation in it together; a star marks each metric's best."""

@@ -34,7 +34,8 @@ class TensorBoard(Callback):
         if part not in self._parts:
             writer = type(model.writer)(str(Path(model.writer.log_dir) / part)) if part else model.writer
             self._parts[part] = writer
-            _void(writer, model.epoch if part else model.global_step + 1)
+            next_update = model.global_step + (not model.running_losses.recent)  # a window that is open is logged again
+            _void(writer, model.epoch if part else next_update)
         return self._parts[part]
 
     def on_train_start(self, model):
