@@ -194,7 +194,7 @@ class RunTools:
     def print_all_member(self, print_model=False):
         """Print every attribute that was set; loaders, internals and, unless asked for, the models are left out."""
         hidden = {"best_metric", "train_loader", "eval_loader", "hooks", "stepper", "lr_schedule", "stdout_logger",
-                  "running_losses", "attribute_names"}
+                  "running_losses", "attribute_names", "train_batches", "started_in"}
         hidden |= set() if print_model else {"model_list"}
         self._say("Template config:", *(f"  {name}: {value}" for name, value in vars(self).items()
                                         if name not in hidden and not name.startswith("_")))

@@ -115,10 +115,12 @@ class TemplateModel(RunLifetime):
         self.running_losses = RunningLosses()  # of the present epoch
         self.write_params = False      # this epoch's histograms are wanted
         self.run_options = {}          # what was given to check_init(arg=…)
-        self.hooks = None              # built by check_init, like the next three
+        self.hooks = None              # built by check_init, like the next four
         self.stepper = None
         self.lr_schedule = None
         self.stdout_logger = None
+        self.train_batches = None      # what train_loader gives, in an order that can be continued
+        self.started_in = ""           # folder that a relative ckpt_dir is in
         self.eval_result = {}          # of the last evaluation
         self.eval_loss_names = set()   # those of its entries that are losses
         self._writer = "auto"
@@ -126,7 +128,6 @@ class TemplateModel(RunLifetime):
         self._evaluated_epoch = None
         self._epoch_started = 0.0      # seconds, on time.perf_counter's clock
         self._input_dtype = torch.float32  # of the models
-        self.started_in = ""           # folder that a relative ckpt_dir is in
         self._stop_request = StopRequest()
         self._saver = Saver()
         weakref.finalize(self, self._saver.release).atexit = False
@@ -135,7 +136,6 @@ class TemplateModel(RunLifetime):
         self._saved_at = 0.0           # seconds, on time.monotonic's clock
         self._half_evaluated = False   # best values, schedules and callbacks know an evaluation that is not over
         self._is_closed = True         # on_exit was called since anything ran
-        self.train_batches = None
         self._eval_batches = {}        # by prefix of their results
         self.attribute_names = frozenset(vars(self))
 
