@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "TemplateModel": ".template",
-    "TensorLoader": ".loaders",
+    "TensorLoader": ".in_memory",
     "Mean": ".metrics",
     "Stored": ".metrics",
     "Confusion": ".metrics",

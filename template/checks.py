@@ -240,8 +240,7 @@ class Preflight(Callback):
             model.global_step_eval, model.key_metric = counter, key
 
     def on_before_step(self, model):
-        for parameters in model.stepper.parameters:
-            self.has_gradient.update(p for p in parameters if p.grad is not None)
+        self.has_gradient.update(p for p in model.stepper.parameters() if p.grad is not None)
 
     def on_after_step(self, model):
         self._remove(model)
@@ -250,7 +249,7 @@ class Preflight(Callback):
 
     def _check_gradients(self, model):
         names = _parameter_names(model)
-        optimized = [p for parameters in model.stepper.parameters for p in parameters if p.requires_grad]
+        optimized = [p for p in model.stepper.parameters() if p.requires_grad]
         without = [names.get(p, "?") for p in optimized if p not in self.has_gradient]
         if without:
             _warn(f"{_some(without)} got no gradient from the first update, so they are not trained. Look for parts that "

@@ -31,9 +31,10 @@ def split_batch(batch, dtype):
             f"The default methods take batches (x, …, y); this one is {what}. Override loss_per_batch(batch) and "
             "eval_scores_per_batch(batch), or set criterion = None for a model that returns its own loss."
         )
+    if len(batch) == 2:
+        return _as_dtype(batch[0], dtype), batch[1]
     *inputs, y = batch
-    inputs = [_as_dtype(x, dtype) for x in inputs]
-    return (inputs[0] if len(inputs) == 1 else tuple(inputs)), y
+    return tuple(_as_dtype(x, dtype) for x in inputs), y
 
 
 def input_of(batch, dtype):

@@ -7,6 +7,8 @@
 The accumulators that ``metric()`` returns are in ``metrics.py``.
 """
 
+import torch
+
 from .metrics import Confusion, Mean, Metric, Score, one_number, to_floats, to_number
 
 
@@ -20,13 +22,16 @@ class RunningLosses:
         self.reset()
 
     def update(self, losses, num_samples):
-        self.pending.append(({name: one_number(loss, repr(name)) for name, loss in losses.items()}, num_samples))
+        kept = {}
+        for name, loss in losses.items():
+            kept[name] = loss.detach() if type(loss) is torch.Tensor and loss.dim() == 0 else one_number(loss, name)
+        self.pending.append((kept, num_samples))
 
     def fetch(self):
         """The window so far: ``[({name: float}, num_samples), …]``, one entry per batch."""
         pending, self.pending = self.pending, []
         fetched = iter(to_floats([value for losses, _ in pending for value in losses.values()]))
-        self.recent += [({name: next(fetched) for name in losses}, num_samples) for losses, num_samples in pending]
+        self.recent += [(dict(zip(losses, fetched)), num_samples) for losses, num_samples in pending]
         return self.recent
 
     def window(self):
@@ -34,9 +39,11 @@ class RunningLosses:
         sums = {}
         for losses, num_samples in self.fetch():
             for name, value in losses.items():
-                _add(sums, name, value * num_samples, num_samples)
+                total, weight = sums.get(name, (0.0, 0))
+                sums[name] = total + value * num_samples, weight + num_samples
         for name, (total, weight) in sums.items():
-            _add(self.totals, name, total, weight)
+            old_total, old_weight = self.totals.get(name, (0.0, 0))
+            self.totals[name] = old_total + total, old_weight + weight
         self.recent = []
         return _means(sums)
 
@@ -59,11 +66,6 @@ class RunningLosses:
         self.totals = {name: tuple(pair) for name, pair in state["totals"].items()}
 
 
-def _add(totals, name, total, weight):
-    old_total, old_weight = totals.get(name, (0.0, 0))
-    totals[name] = (old_total + total, old_weight + weight)
-
-
 def _means(totals):
     return {name: total / weight for name, (total, weight) in totals.items()}
 
@@ -83,7 +85,7 @@ class EpochMetrics:
             if not is_accumulator(value):
                 if total is None:
                     total = self.totals[name] = Mean()
-                total.update(one_number(value, repr(name)), num_samples)
+                total.update(one_number(value, name), num_samples)
             elif total is None:
                 self.totals[name] = value
             elif total is not value and isinstance(value, Confusion):

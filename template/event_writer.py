@@ -16,8 +16,9 @@ from .patient_file import PatientFile
 
 def make_writer(folder):
     """The ``SummaryWriter`` of a folder, or None, having said so, where the tensorboard package is missing."""
-    try:
-        from torch.utils.tensorboard import FileWriter, SummaryWriter  # heavy: only when something is written
+    try:  # heavy: only when something is written
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from torch.utils.tensorboard import FileWriter, SummaryWriter
     except ImportError:
         print("TensorBoard events are not written: the package is missing. pip install tensorboard")
         return None
@@ -32,6 +33,11 @@ def make_writer(folder):
                 self.file_writer = EventWriter(self.log_dir)
                 self.all_writers = {self.log_dir: self.file_writer}
             return self.file_writer
+
+        def add_values(self, values, step):
+            """``add_scalar`` for a whole dict, as one event: half the time of two."""
+            entries = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+            self._get_file_writer().add_summary(Summary(value=entries), step)
 
     return RunWriter(str(folder))
 

@@ -65,7 +65,7 @@ class Mean(Metric):
 
     def update(self, value, weight=1):
         """Args: value: number or 0-dim tensor; weight: number of samples (or words, pixels, …) it is the mean of."""
-        self.pending.append((one_number(value, "the value of a Mean"), one_number(weight, "the weight of a Mean")))
+        self.pending.append((one_number(value, "value of a Mean"), one_number(weight, "weight of a Mean")))
         return self
 
     def fetch(self):
@@ -104,33 +104,33 @@ def one_number(value, what):
     """``value``, detached, if it is a number or a tensor or array that holds one.
 
     Raises:
-        ValueError: it is something else; ``what`` says in the message which value was meant.
+        ValueError: it is something else; ``what`` names in the message the value that was meant.
     """
     if isinstance(value, torch.Tensor):
         if value.numel() == 1:
-            return value.detach()
+            return value.detach() if value.requires_grad else value
     elif hasattr(value, "__float__") and getattr(value, "size", 1) == 1:
         return value
     shape = getattr(value, "shape", None)
     got = repr(value) if shape is None else f"a {type(value).__name__} of shape {tuple(shape)}"
     raise ValueError(
-        f"A loss or plain metric must be a single number; {what} is {got}. Reduce it, e.g. with .mean(), or return a "
+        f"A loss or plain metric must be a single number; {what!r} is {got}. Reduce it, e.g. with .mean(), or return a "
         "Stored or Confusion."
     )
 
 
 def to_floats(values):
-    """Numbers and 0-dim tensors to floats, with one transfer for all tensors of one dtype.
+    """Numbers and 0-dim tensors to floats, with one transfer for all tensors of one dtype and device.
 
     Per dtype, because a common one rounds: a count of 70001 beside a half-precision loss would become infinite.
     """
-    by_dtype = {}
+    by_kind = {}
     for value in values:
         if isinstance(value, torch.Tensor):
-            by_dtype.setdefault(value.dtype, []).append(value.reshape(()))
-    fetched = {dtype: iter(torch.stack([tensor.to(tensors[0].device) for tensor in tensors]).tolist())
-               for dtype, tensors in by_dtype.items()}
-    return [float(next(fetched[value.dtype]) if isinstance(value, torch.Tensor) else value) for value in values]
+            by_kind.setdefault((value.dtype, value.device), []).append(value.reshape(()) if value.dim() else value)
+    fetched = {kind: iter(torch.stack(tensors).tolist()) for kind, tensors in by_kind.items()}
+    return [float(next(fetched[value.dtype, value.device]) if isinstance(value, torch.Tensor) else value)
+            for value in values]
 
 
 class Stored(Metric):

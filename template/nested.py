@@ -14,6 +14,8 @@ def to_device(batch, device):
     """
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
+    if type(batch) in (list, tuple):
+        return type(batch)([to_device(value, device) for value in batch])
     if callable(getattr(batch, "to", None)):
         return batch.to(device)
     if isinstance(batch, dict):
@@ -27,6 +29,14 @@ def to_device(batch, device):
     return batch
 
 
+def pinned(batch):
+    """A tuple or list with its host tensors in pinned memory, from where they are copied to a GPU without a wait."""
+    if not isinstance(batch, (list, tuple)):
+        return batch
+    return type(batch)([part.pin_memory() if isinstance(part, torch.Tensor) and part.device.type == "cpu" else part
+                        for part in batch])
+
+
 def first_tensor(batch):
     """The first tensor with at least one dimension in a nested batch, or None."""
     if isinstance(batch, torch.Tensor):
@@ -35,7 +45,11 @@ def first_tensor(batch):
         batch = batch.values()
     elif not isinstance(batch, (list, tuple)):
         return None
-    return next((tensor for tensor in map(first_tensor, batch) if tensor is not None), None)
+    for part in batch:
+        tensor = first_tensor(part)
+        if tensor is not None:
+            return tensor
+    return None
 
 
 def loader_length(loader):

@@ -116,6 +116,8 @@ class Schedule:
 
     def after_update(self):
         """One optimizer update was done."""
+        if not self.steps_per_update:
+            return
         self.warm_up_just_ended = False
         if self.warming_up:
             if self.warm_up_interval == "update":

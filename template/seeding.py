@@ -12,12 +12,12 @@ the global generators, so evaluating more often or restarting changes no number 
 import os
 import random
 from collections import deque
-from contextlib import contextmanager
 from types import ModuleType
 
 import numpy as np
 import torch
 
+ORDER = -1  # in the place of a batch number: the key of an epoch's order
 _MASK = (1 << 64) - 1
 
 
@@ -61,30 +61,38 @@ def seed_everything(seed=None, deterministic=False):
     return seed
 
 
-@contextmanager
-def sample_rng(seed, devices=()):
+class sample_rng:
     """Run the data's code under ``seed`` and give torch's generators back as they were.
+
+        with sample_rng(derive(seed, epoch, batch)):
+            batch = …
 
     Not ``torch.manual_seed``: that one also reseeds the GPU's generator, and with it every dropout mask.
     numpy's and ``random``'s stay as the data's code left them: putting them back costs 70 and 12 us a batch,
-    seeding them 5, and seeding by position already makes them the same in every run.
+    seeding them 5, and seeding by position already makes them the same in every run. It is a class because that costs a
+    batch 5 us less than a generator function.
 
     Args:
         devices: CUDA devices whose generators the code under it uses.
     """
-    before = torch.get_rng_state()
-    before_cuda = [(device, torch.cuda.get_rng_state(device)) for device in devices]
-    torch.default_generator.manual_seed(seed)
-    for device in devices:
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before)
-        for device, state in before_cuda:
+
+    def __init__(self, seed, devices=()):
+        self.seed = seed
+        self.devices = devices
+
+    def __enter__(self):
+        self.before = torch.default_generator.get_state()
+        torch.default_generator.manual_seed(self.seed)
+        np.random.seed(self.seed & 0xFFFFFFFF)
+        random.seed(self.seed)
+        self.before_cuda = [(device, torch.cuda.get_rng_state(device)) for device in self.devices] if self.devices else ()
+        for device, _ in self.before_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(self.seed)
+
+    def __exit__(self, *error):
+        torch.default_generator.set_state(self.before)
+        for device, state in self.before_cuda:
             torch.cuda.set_rng_state(state, device)
 
 

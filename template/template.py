@@ -70,6 +70,7 @@ class TemplateModel(RunLifetime):
         self.seed = None               # None: drawn and printed
         self.deterministic = False     # refuse kernels whose result varies from run to run
         self.preflight = True          # look for mistakes on the first batch
+        self.slice_tensors = True      # read a DataLoader over a TensorDataset by slicing: the same batches, sooner
         self.callbacks = None          # list, added to the default set (progress bar, TensorBoard, history)
 
         # --- may be set: the update
@@ -193,7 +194,7 @@ class TemplateModel(RunLifetime):
     def count_samples(self, batch):
         """The batch's weight in every mean and in its accumulation group: its length; override it to count tokens."""
         tensor = first_tensor(batch)
-        return 1 if tensor is None else tensor.shape[0]
+        return 1 if tensor is None else len(tensor)
 
     # --- tools for train_step -------------------------------------------------------------------------------------
 
@@ -237,7 +238,7 @@ class TemplateModel(RunLifetime):
                 part.to(device)
         self._input_dtype = parameter_dtype(self.model_list)
         self.seed = seed_everything(self.seed, self.deterministic)
-        self.train_batches = make_batches(self.train_loader, self.seed, device)
+        self.train_batches = make_batches(self.train_loader, self.seed, device, self.slice_tensors)
         self._eval_batches = self._by_prefix(self.eval_loader)
         self.lr_schedule = build_schedule(self, self.updates_per_epoch())
         self.stepper = Stepper(
@@ -267,7 +268,8 @@ class TemplateModel(RunLifetime):
     def _by_prefix(self, loader):
         """``{prefix of the results: batches}``; one loader has no prefix."""
         loaders = loader if isinstance(loader, dict) else {} if loader is None else {"": loader}
-        return {f"{name}/" if name else "": make_batches(part, self.seed, torch.device(self.device))
+        device = torch.device(self.device)
+        return {f"{name}/" if name else "": make_batches(part, self.seed, device, self.slice_tensors)
                 for name, part in loaders.items()}
 
     def updates_per_epoch(self):

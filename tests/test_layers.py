@@ -11,12 +11,13 @@ PACKAGE = ROOT / "template"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = {
     0: ["hooks", "lr_scheduler", "seeding", "nested", "defaults", "one_forward", "options", "run_folder",
-        "summary", "metrics", "signals", "plain_data", "guard", "patient_file"],
-    1: ["logger", "event_writer", "loaders", "stepper", "epoch_metrics", "schedule", "state", "checkpoint", "checks",
+        "summary", "metrics", "signals", "plain_data", "guard", "patient_file", "speed"],
+    1: ["logger", "event_writer", "in_memory", "stepper", "epoch_metrics", "schedule", "state", "checkpoint", "checks",
         "saver"],
-    2: ["run_tools"],
-    3: ["run_lifetime"],
-    4: ["template"],
+    2: ["loaders"],
+    3: ["run_tools"],
+    4: ["run_lifetime"],
+    5: ["template"],
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 

@@ -372,7 +372,7 @@ def test_a_pickled_dataset_as_spawned_workers_get_it_seeds_its_own_generators_no
     batches = make_batches(jittered(), 3, CPU)
     whole = stream(batches, 2)
     pickled = pickle.loads(pickle.dumps(batches.dataset))
-    assert [plain(pickled[tagged]) for tagged in batches.indices] == whole
+    assert [plain(pickled[tagged]) for tagged in batches._tagged(2, 0)] == whole
 
 
 class Mixup:

@@ -143,7 +143,8 @@ def test_each_epoch_has_its_bar_which_is_closed_before_the_epochs_line(fake_tqdm
     assert [bar.closed for bar in fake_tqdm] == [1, 1]
 
 
-def test_the_numbers_are_those_of_the_window(fake_tqdm):
+def test_the_numbers_are_those_of_the_window(fake_tqdm, monkeypatch):
+    monkeypatch.setattr(progress_bar, "_REDRAWN_EVERY_SECONDS", 0.0)
     trainer = tiny_trainer(log_per_step=2)
     seen = []
 

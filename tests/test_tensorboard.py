@@ -29,6 +29,9 @@ def events(folder):
     return accumulator
 
 
+SPEED = ["speed/samples_per_second", "speed/ms_per_update", "speed/data_wait", "speed/peak_memory_gb"]
+
+
 def scalars(folder):
     """``{tag: [(x, value), …]}``"""
     found = events(folder)
@@ -69,7 +72,8 @@ def test_training_and_evaluation_share_one_chart_by_epoch_and_updates_have_their
         "epoch/acc": near([(epoch, acc) for epoch, _, acc in evaluated]),
     }
     own = scalars("runs/mine")
-    assert set(own) == {"update/tol_loss", "lr/0"}
+    assert set(own) == {"update/tol_loss", "lr/0", *SPEED}
+    assert [x for tag in SPEED for x, _ in own[tag]] == [6, 12, 18] * 4  # in a short epoch once
     assert own["update/tol_loss"] == near(windows.seen)
     assert [x for x, _ in own["update/tol_loss"]] == [2, 4, 6, 8, 10, 12, 14, 16, 18]
     assert own["lr/0"] == near([(2 * i + 2, rates[i // 3]) for i in range(9)])
@@ -327,4 +331,6 @@ def test_a_run_that_was_killed_and_resumed_shows_every_update_and_epoch_once():
     again.fit(4)
     assert runs() == sorted(f"{run}{part}" for run in ("mine", "whole") for part in ("", "/eval", "/train"))
     for part in ("", "/train", "/eval"):
-        assert scalars(f"runs/mine{part}") == scalars(f"runs/whole{part}")
+        mine, whole = scalars(f"runs/mine{part}"), scalars(f"runs/whole{part}")
+        speeds = [[step for step, _ in run.pop(tag, [])] for run in (mine, whole) for tag in SPEED]
+        assert mine == whole and speeds[:4] == speeds[4:]

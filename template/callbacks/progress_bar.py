@@ -1,4 +1,4 @@
-"""A bar per epoch on stderr: loss, learning rate, samples per second, memory, time left.
+"""A bar per epoch on stderr: loss, learning rate, samples per second, share of the time waited for data, memory, time left.
 
 Without a terminal, one plain line now and then on stdout, so that log files of clusters stay readable.
 """
@@ -9,8 +9,10 @@ import time
 import torch
 
 from ..hooks import Callback
+from ..speed import peak_gigabytes
 
 _PLAIN_LINE_EVERY_SECONDS = 30.0
+_REDRAWN_EVERY_SECONDS = 0.1
 
 
 class ProgressBar(Callback):
@@ -24,46 +26,47 @@ class ProgressBar(Callback):
         self.show = show
         self.bar = None
         self._tqdm = None
-        self._samples = 0
-        self._since = 0.0
-        self._last_line = 0.0
+        self._start = None      # of the epoch, see speed.py
+        self._last_shown = 0.0  # seconds, on time.perf_counter's clock
 
     def on_train_start(self, model):
         if not self.show:
             return
-        self._samples, self._since = 0, time.perf_counter()
-        self._last_line = self._since
+        self._start, self._last_shown = model.stepper.speed.mark(), time.perf_counter()
         if self._tqdm is None:
             self._tqdm = _find_tqdm()
         if self._tqdm:
             self.bar = self._tqdm(total=model.updates_per_epoch(), initial=model.batches_done // model.accumulate_steps,
                                   desc=f"epoch {model.epoch}", unit="update", leave=False, dynamic_ncols=True)
 
-    def on_batch(self, model, batch):
-        self._samples += model.count_samples(batch)
-
     def on_after_step(self, model):
         if self.bar is not None:
             self.bar.update()
 
     def on_log(self, model, values):
-        if not self.show:
-            return
         now = time.perf_counter()
-        if self.bar is None and now - self._last_line < _PLAIN_LINE_EVERY_SECONDS:
+        every = _PLAIN_LINE_EVERY_SECONDS if self.bar is None else _REDRAWN_EVERY_SECONDS
+        if not self.show or now - self._last_shown < every:
             return
-        shown = {name: f"{value:.4g}" for name, value in values.items()}
-        shown["lr"] = f"{model.optimizer_list[0].param_groups[0]['lr']:.2g}"
-        shown["samples/s"] = f"{self._samples / max(now - self._since, 1e-9):.3g}"
-        if torch.device(model.device).type == "cuda":
-            shown["GB"] = f"{torch.cuda.max_memory_allocated() / 1e9:.1f}"
+        self._last_shown = now
+        shown = self._entries(model, values)
         if self.bar is not None:
             self.bar.set_postfix(shown, refresh=False)
         else:
-            self._last_line = now
             of = model.updates_per_epoch() or "?"
             done = -(-model.batches_done // model.accumulate_steps)
             print(f"epoch {model.epoch} cur:[{done}]\\[{of}] " + "  ".join(f"{k} {v}" for k, v in shown.items()))
+
+    def _entries(self, model, values):
+        shown = {name: f"{value:.4g}" for name, value in values.items()}
+        shown["lr"] = f"{model.optimizer_list[0].param_groups[0]['lr']:.2g}"
+        speed = model.stepper.speed.since(self._start)
+        if speed:
+            shown["samples/s"], shown["data"] = f"{speed['samples_per_second']:.3g}", f"{speed['data_wait']:.0%}"
+        memory = peak_gigabytes(torch.device(model.device))
+        if memory is not None:
+            shown["GB"] = f"{memory:.1f}"
+        return shown
 
     def on_train_end(self, model, result):
         self._close()

@@ -1,10 +1,11 @@
 """TensorBoard events under ``runs/<run>/``: open them with ``tensorboard --logdir runs``.
 
 Training and evaluation of one quantity share one chart: ``epoch/<name>`` (x: epoch) is written to the sub-folders
-``train`` and ``eval``. What is counted in updates has other tags: ``update/<loss>``, ``lr/<optimizer>``, ``weights/…``,
-``grads/…``.
+``train`` and ``eval``. What is counted in updates has other tags: ``update/<loss>``, ``lr/<optimizer>``, ``speed/…``,
+``weights/…``, ``grads/…``.
 """
 
+import time
 from pathlib import Path
 
 import torch
@@ -12,6 +13,9 @@ import torch
 from ..hooks import Callback
 from ..nested import first_tensor, to_device
 from ..one_forward import eval_mode
+from ..speed import peak_gigabytes
+
+_SPEED_EVERY_SECONDS = 10.0
 
 
 class TensorBoard(Callback):
@@ -25,7 +29,8 @@ class TensorBoard(Callback):
     def __init__(self, images=0):
         self.images = images
         self._parts = {}             # "": the run's own writer, "train" and "eval": those of sub-folders
-        self._gradients_wanted = False
+        self._gradients_of = None    # the update whose gradients are wanted
+        self._speed_since = None     # a mark of speed.py
         self._images_wanted = False
         self._hparams_written = False
 
@@ -39,32 +44,41 @@ class TensorBoard(Callback):
         return self._parts[part]
 
     def on_train_start(self, model):
-        self._gradients_wanted = model.write_params
+        self._gradients_of = model.global_step if model.write_params else None  # once an epoch: its first update
         if model.writer is not None:
             self._part(model)
+            self._speed_since = model.stepper.speed.mark()
 
     def on_before_step(self, model):
-        if self._gradients_wanted and model.writer is not None:
+        if self._gradients_of == model.global_step and model.writer is not None:
             for name, parameter in _named_parameters(model):
                 if parameter.grad is not None:
                     _add_histogram(model.writer, f"grads/{name}", parameter.grad, model.global_step)
 
-    def on_after_step(self, model):
-        self._gradients_wanted = False  # once an epoch: the gradients of its first update
-
     def on_log(self, model, values):
         if model.writer is None:
             return
-        for name, value in values.items():
-            model.writer.add_scalar(f"update/{name}", value, model.global_step)
+        points = {f"update/{name}": value for name, value in values.items()}
         for index, optimizer in enumerate(model.optimizer_list):
-            model.writer.add_scalar(f"lr/{index}", optimizer.param_groups[0]["lr"], model.global_step)
+            points[f"lr/{index}"] = optimizer.param_groups[0]["lr"]
+        _add_scalars(model.writer, points, model.global_step)
+        if time.perf_counter() - self._speed_since[0] > _SPEED_EVERY_SECONDS:
+            self._write_speed(model)
+
+    def _write_speed(self, model):
+        """Since it was last written in this epoch; more often it would cost more than it tells."""
+        values = model.stepper.speed.since(self._speed_since)
+        memory = peak_gigabytes(torch.device(model.device))
+        if values and memory is not None:
+            values["peak_memory_gb"] = memory
+        _add_scalars(model.writer, {f"speed/{name}": value for name, value in values.items()}, model.global_step)
+        self._speed_since = model.stepper.speed.mark()
 
     def on_train_end(self, model, result):
         if model.writer is None:
             return
-        for name, value in result.items():
-            self._part(model, "train").add_scalar(f"epoch/{name}", value, model.epoch)
+        self._write_speed(model)
+        _add_scalars(self._part(model, "train"), {f"epoch/{name}": value for name, value in result.items()}, model.epoch)
         if model.write_params:
             for name, parameter in _named_parameters(model):
                 _add_histogram(model.writer, f"weights/{name}", parameter, model.global_step)
@@ -85,9 +99,8 @@ class TensorBoard(Callback):
     def on_eval_result(self, model, result):
         if model.writer is None:
             return
-        for name, value in result.items():
-            if isinstance(value, float):
-                self._part(model, "eval").add_scalar(f"epoch/{name}", value, model.epoch)
+        points = {f"epoch/{name}": value for name, value in result.items() if isinstance(value, float)}
+        _add_scalars(self._part(model, "eval"), points, model.epoch)
 
     def on_exit(self, model):
         if self._parts:  # else nothing was written, and asking for a writer would make an empty run
@@ -129,6 +142,15 @@ def _named_parameters(model):
         for name, parameter in part.named_parameters():
             if parameter.requires_grad:
                 yield prefix + name.replace(".", "/"), parameter
+
+
+def _add_scalars(writer, points, step):
+    """``{tag: value}``; the user's own writer may know ``add_scalar`` alone."""
+    if hasattr(writer, "add_values"):
+        writer.add_values(points, step)
+        return
+    for tag, value in points.items():
+        writer.add_scalar(tag, value, step)
 
 
 def _add_histogram(writer, tag, values, step):

@@ -1,0 +1,198 @@
+"""Data that fits in memory, read by slicing whole tensors: no per-sample Python.
+
+    train_loader = TensorLoader(images, labels, batch_size=512, shuffle=True, transform=crop_and_flip)
+    train_loader = TensorLoader.from_dataset(dataset, batch_size=512, shuffle=True)     # reads every sample once
+
+A ``DataLoader`` over a ``TensorDataset`` is read in the same way, unasked: see ``loaders.py``.
+"""
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Subset, TensorDataset, default_collate
+
+from .seeding import ORDER, derive, own_generators, reseed, sample_rng
+
+_SHARE_OF_FREE_MEMORY = 0.5  # of a GPU's, that the data may take
+
+
+class TensorLoader:
+    """Batches of tensors that are in memory.
+
+    Args:
+        *tensors: with equal first dimensions N.
+        batch_size: samples per batch.
+        shuffle: a new order every epoch, from (seed, epoch).
+        drop_last: leave out a short last batch.
+        transform: called with the batch's tensors, on their device, returns the batch; its randomness is seeded per batch.
+        device: where the tensors are moved as a whole. None: to the trainer's GPU where they take at most half of its free
+            memory; else they stay where they are, and batches reach a GPU through pinned memory.
+
+    Raises:
+        ValueError: no tensors, different lengths, or a batch size below 1.
+    """
+
+    def __init__(self, *tensors, batch_size, shuffle=False, drop_last=False, transform=None, device=None):
+        lengths = [len(tensor) for tensor in tensors]
+        if len(set(lengths)) != 1:
+            raise ValueError(f"TensorLoader needs tensors of one length, got lengths {lengths}.")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
+        self.tensors = tuple(tensor.to(device) if device is not None else tensor for tensor in tensors)
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.transform = transform
+        self.device = device
+
+    @classmethod
+    def from_dataset(cls, dataset, num_workers=0, **options):
+        """Read every sample of a map-style dataset once, with a progress bar; random augmentation belongs in ``transform``.
+
+        Args:
+            dataset: samples are tensors, arrays or numbers, or tuples of these, of one shape each.
+            num_workers: processes that read.
+            **options: those of ``TensorLoader``.
+
+        Raises:
+            TypeError, ValueError: the samples are something else, or their shapes differ.
+        """
+        return cls(*_read_whole(dataset, num_workers), **options)
+
+    def place(self, device):
+        """Move the tensors to a GPU unless they are too large; the trainer calls it."""
+        size = sum(tensor.nbytes for tensor in self.tensors if tensor.device.type == "cpu")
+        if self.device is None and device.type == "cuda" and size:
+            if size <= _SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0]:
+                self.tensors = tuple(tensor.to(device) for tensor in self.tensors)
+
+    def __len__(self):
+        full, rest = divmod(len(self.tensors[0]), self.batch_size)
+        return full + bool(rest and not self.drop_last)
+
+    def __iter__(self):
+        """On its own, outside a trainer: an order from torch's global generator, as a ``DataLoader`` would."""
+        return self.epoch(int(torch.randint(1 << 62, ())), 0)
+
+    def epoch(self, seed, epoch, start=0):
+        """Batches of one epoch from batch ``start`` on."""
+        order_N = self._order(seed, epoch)
+        generators = own_generators(self.transform)
+        for number in range(start, len(self)):
+            chosen = slice(number * self.batch_size, (number + 1) * self.batch_size)
+            if self.shuffle:
+                chosen_B = order_N[chosen]
+                batch = tuple(tensor.index_select(0, chosen_B) for tensor in self.tensors)
+            else:  # a slice is a view: what is done to the batch in place must not reach the data
+                batch = tuple(tensor[chosen].clone() for tensor in self.tensors)
+            if self.transform is not None:
+                devices = {tensor.device for tensor in batch if tensor.is_cuda}
+                reseed(generators, derive(seed, epoch, number))
+                with sample_rng(derive(seed, epoch, number), devices):
+                    batch = self.transform(*batch)
+            yield batch
+
+    def _order(self, seed, epoch):
+        """Permuted on the CPU, so that every device gives the same order."""
+        if not self.shuffle:
+            return None
+        generator = torch.Generator().manual_seed(derive(seed, epoch, ORDER))
+        order_N = torch.randperm(len(self.tensors[0]), generator=generator)
+        return order_N.to(self.tensors[0].device)
+
+
+def _read_whole(dataset, num_workers):
+    """Tensors [N, …] of what a sample consists of."""
+    wholes, filled = None, 0
+    for batch in _with_bar(DataLoader(dataset, 256, num_workers=num_workers, collate_fn=_collate), len(dataset)):
+        if wholes is None:
+            wholes = [part.new_empty((len(dataset), *part.shape[1:])) for part in batch]
+        end = filled + len(batch[0])
+        for whole, part in zip(wholes, batch):
+            if part.shape[1:] != whole.shape[1:]:
+                raise ValueError(_of_one_shape([tuple(whole.shape[1:]), tuple(part.shape[1:])]))
+            whole[filled:end] = part
+        filled = end
+    return wholes or []
+
+
+def _collate(samples):
+    try:
+        batch = default_collate(samples)
+    except RuntimeError as error:
+        raise ValueError(_of_one_shape(error)) from error
+    batch = [batch] if isinstance(batch, torch.Tensor) else batch
+    if not isinstance(batch, (list, tuple)) or not all(isinstance(part, torch.Tensor) for part in batch):
+        raise TypeError(
+            "TensorLoader.from_dataset needs samples that are tensors, arrays or numbers, or tuples of these; got "
+            f"{type(samples[0]).__name__}: {str(samples[0])[:100]}. Wrap the dataset so that "
+            "it returns a tuple, or use a DataLoader."
+        )
+    return batch
+
+
+def _of_one_shape(got):
+    return f"TensorLoader.from_dataset needs samples of one shape, got {got}. Crop or pad them, or use a DataLoader."
+
+
+def _with_bar(loader, num_samples):
+    """A bar on stderr where that is a terminal and tqdm is there."""
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        return loader
+    return tqdm(loader, desc=f"reading {num_samples:,} samples", unit="batch", leave=False, disable=None)
+
+
+# --- a DataLoader over a TensorDataset --------------------------------------------------------------------------------
+
+
+def can_be_sliced(loader):
+    """Whether batches of a ``DataLoader`` are slices of tensors: a ``TensorDataset``, also through ``Subset``, collated by
+    default, without workers, on code of torch's alone."""
+    is_default = loader.num_workers == 0 and loader.batch_sampler is not None and loader.collate_fn is default_collate
+    return is_default and tensors_behind(loader.dataset) is not None
+
+
+def tensors_behind(dataset):
+    """The tensors of a ``TensorDataset`` or a ``Subset`` of one; None where slices would not be what collating gives."""
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    if type(dataset) is not TensorDataset:
+        return None
+    tensors = dataset.tensors
+    plain = all(type(tensor) is torch.Tensor and tensor.layout is torch.strided and tensor.is_contiguous()
+                and not tensor.is_quantized and tensor.device == tensors[0].device for tensor in tensors)
+    return tensors if plain else None
+
+
+def slices(loader, order, pin=False):
+    """The batches that a ``DataLoader`` collates sample by sample.
+
+    Args:
+        loader: one that ``can_be_sliced``.
+        order: the index lists of the batches, each a tensor [B] of int64.
+        pin: put them into pinned memory.
+    """
+    tensors = tensors_behind(loader.dataset)
+    for chosen_B in order:
+        batch = [tensor.index_select(0, chosen_B) for tensor in tensors]
+        yield [part.pin_memory() for part in batch] if pin else batch
+
+
+def order_of(loader):
+    """Run the sampler: ``[indices of a batch [B], …]`` into the tensors behind the dataset."""
+    sampler = loader.batch_sampler
+    if type(sampler) is BatchSampler:  # all indices at once: a list per batch costs ten times as much
+        order_N = _places(loader.dataset, torch.tensor(list(sampler.sampler), dtype=torch.int64))
+        batches = order_N.split(sampler.batch_size)
+        return batches[:-1] if sampler.drop_last and batches and len(batches[-1]) < sampler.batch_size else batches
+    return [_places(loader.dataset, torch.tensor(list(indices), dtype=torch.int64)) for indices in sampler]
+
+
+def _places(dataset, indices_N):
+    """What indices into a dataset are in the tensors behind it; negative ones count from the end."""
+    while True:
+        indices_N = torch.where(indices_N < 0, indices_N + len(dataset), indices_N)
+        if type(dataset) is not Subset:
+            return indices_N.to(dataset.tensors[0].device)
+        indices_N = torch.as_tensor(dataset.indices, dtype=torch.int64)[indices_N]
+        dataset = dataset.dataset
