@@ -32,7 +32,8 @@ def split_batch(batch, dtype):
             "eval_scores_per_batch(batch), or set criterion = None for a model that returns its own loss."
         )
     if len(batch) == 2:
-        return _as_dtype(batch[0], dtype), batch[1]
+        x, y = batch
+        return (x if isinstance(x, torch.Tensor) and x.dtype is dtype else _as_dtype(x, dtype)), y
     *inputs, y = batch
     return tuple(_as_dtype(x, dtype) for x in inputs), y
 

@@ -1,4 +1,4 @@
-"""Updates from a loss or gradient that is not finite: let through to the check that stops the run, or skipped.
+"""Updates from a loss or gradient that is not finite, skipped. Without a guard they reach the check that stops the run.
 
     guard = SkipGuard(limit=5, tell=print)
     guard.watch(loss)                        # of each micro-batch
@@ -12,21 +12,6 @@ A skipped update changes no weight. What the forward pass changed (statistics of
 import torch
 
 
-class NoGuard:
-    """The default: every update is done. The loop itself stops at a loss that is not finite, without a wait per update."""
-
-    skipped = 0
-
-    def watch(self, loss):
-        pass
-
-    def allows(self, parameters):
-        return True
-
-    def finish_group(self):
-        pass
-
-
 class SkipGuard:
     """Skips updates, up to ``limit`` in a row.
 
@@ -38,7 +23,7 @@ class SkipGuard:
     def __init__(self, limit, tell):
         self.limit = limit
         self.tell = tell
-        self.skipped = 0     # in the whole training
+        self.skipped = 0     # by this one
         self._in_a_row = 0
         self._losses = []    # of the group
         self._refused = False

@@ -80,9 +80,9 @@ class TensorLoader:
             chosen = slice(number * self.batch_size, (number + 1) * self.batch_size)
             if self.shuffle:
                 chosen_B = order_N[chosen]
-                batch = tuple(tensor.index_select(0, chosen_B) for tensor in self.tensors)
+                batch = tuple([tensor.index_select(0, chosen_B) for tensor in self.tensors])
             else:  # a slice is a view: what is done to the batch in place must not reach the data
-                batch = tuple(tensor[chosen].clone() for tensor in self.tensors)
+                batch = tuple([tensor[chosen].clone() for tensor in self.tensors])
             if self.transform is not None:
                 devices = {tensor.device for tensor in batch if tensor.is_cuda}
                 reseed(generators, derive(seed, epoch, number))

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from copy import copy
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, get_worker_info
 
 from .in_memory import TensorLoader, can_be_sliced, order_of, slices, tensors_behind
 from .nested import pinned, to_device
@@ -53,6 +53,8 @@ class _Batches:
     def __init__(self, loader, seed, device):
         self.loader, self.seed = loader, seed
         self.device = torch.empty(0, device=device).device  # "cuda" with its number
+        has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+        self.is_only_place = self.device.type == "cpu" and not has_gpu  # nothing needs to be moved
 
     def __len__(self):
         return len(self.loader)
@@ -60,7 +62,7 @@ class _Batches:
     def epoch(self, epoch, start=0):
         """Batches of an epoch from batch ``start`` on, on the device."""
         batches = self.read(epoch, start)
-        return batches if self.place == self.device else copied_ahead(batches, self.device)
+        return batches if self.place == self.device or self.is_only_place else copied_ahead(batches, self.device)
 
     def read(self, epoch, start=0):
         """The same where the loader leaves them."""
@@ -200,7 +202,8 @@ class _MapBatches(_Batches):
     def _tagged(self, epoch, start):
         """``[(seed of the batch, its indices), …]``."""
         with self._seeded_sampler(epoch) as sampler:
-            lists = [copy(indices) for indices in sampler]  # a sampler may fill one list again and again
+            own = type(sampler) is not BatchSampler  # such a one may fill one list again and again
+            lists = [copy(indices) if own else indices for indices in sampler]
         return [(derive(self.seed, epoch, number), indices)
                 for number, indices in enumerate(lists[start:], start)]
 
@@ -288,7 +291,8 @@ class _SeededDataset:
 
     def __getitem__(self, tagged):
         seed, indices = tagged
-        reseed(self.generators, seed)
+        if self.generators:
+            reseed(self.generators, seed)
         with sample_rng(seed):
             if not self.batched:
                 return self.collate_fn(self.dataset[indices])

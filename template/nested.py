@@ -46,8 +46,10 @@ def first_tensor(batch):
     elif not isinstance(batch, (list, tuple)):
         return None
     for part in batch:
-        tensor = first_tensor(part)
-        if tensor is not None:
+        if isinstance(part, torch.Tensor):
+            if part.dim():
+                return part
+        elif (tensor := first_tensor(part)) is not None:
             return tensor
     return None
 

@@ -150,7 +150,7 @@ class RunTools:
     @property
     def skipped_updates(self):
         """Updates skipped until now because a loss or gradient was not finite, see ``skip_non_finite``."""
-        return self.stepper.guard.skipped
+        return self.stepper.skipped
 
     def tell_skipped(self, in_a_row):
         """Called by the guard; refuses to go on where skipping does not help.

@@ -1,7 +1,7 @@
 """How fast training is: samples per second, time per update, share of it that was waited for data, memory.
 
     start = speed.mark()
-    ...                                          # updates; the stepper tells of each with speed.read(samples, seconds)
+    ...                                          # updates, of which the stepper counts each
     speed.since(start)                           # {"samples_per_second": …, "ms_per_update": …, "data_wait": …}
 
 Its clock is the host's. At a log point, where the losses were just fetched, a GPU has done what was asked of it.
@@ -14,18 +14,12 @@ import torch
 
 
 class Speed:
-    """Counts what was read; anybody may ask for the rates since a mark of their own."""
+    """Counters since the start of training; anybody may ask for the rates since a mark of their own."""
 
     def __init__(self):
         self.samples = 0
         self.updates = 0
-        self.waited = 0.0  # seconds that reading took
-
-    def read(self, samples, seconds):
-        """The batches of one update were read."""
-        self.samples += samples
-        self.updates += 1
-        self.waited += seconds
+        self.waited = 0.0  # seconds until the batches of an update were there
 
     def mark(self):
         return time.perf_counter(), self.samples, self.updates, self.waited

@@ -186,9 +186,9 @@ class TemplateModel(RunLifetime):
 
         When it calls no ``update``, all optimizers are updated at the end of the accumulation group.
         """
-        with self.autocast():
+        with self.stepper.autocast():
             losses = loss_dict(self.loss_per_batch(batch))
-        self.backward(losses["tol_loss"])
+        self.stepper.backward(losses["tol_loss"])
         return losses
 
     def count_samples(self, batch):
@@ -243,7 +243,7 @@ class TemplateModel(RunLifetime):
         self.lr_schedule = build_schedule(self, self.updates_per_epoch())
         self.stepper = Stepper(
             self.optimizer_list, device, self.accumulate_steps, self.amp, self.clip_grad, self.count_samples,
-            before_step=lambda: [call(self) for call in self.hooks.on_before_step],
+            before_step=self._before_step,
             after_update=self.lr_schedule.after_update,
             guard=SkipGuard(self.skip_non_finite, self.tell_skipped) if self.skip_non_finite else None,
         )
@@ -379,6 +379,10 @@ class TemplateModel(RunLifetime):
             if not model.training and any(p.requires_grad for p in model.parameters()):
                 model.train()  # only at the top: parts that you froze with .eval() stay so
         return True
+
+    def _before_step(self):
+        for call in self.hooks.on_before_step:
+            call(self)
 
     def _after_update(self):
         """Count the update; log, save or leave when it is time."""

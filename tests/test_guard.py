@@ -8,7 +8,7 @@ import torch
 from tiny import Tiny, tiny_data, tiny_model, tiny_trainer, weights
 from torch import nn
 
-from template.guard import NoGuard, SkipGuard
+from template.guard import SkipGuard
 from template.hooks import Callback
 from template.stepper import Stepper
 from template.template import TemplateModel
@@ -66,13 +66,6 @@ def test_a_group_of_which_one_of_two_updates_was_refused_counts_once():
     assert guard.allows([parameter(1.0)])  # the other optimizer of a GAN
     guard.finish_group()
     assert told == [1] and guard.skipped == 1
-
-
-def test_without_it_every_update_is_done_and_nothing_is_counted():
-    guard = NoGuard()
-    guard.watch(torch.tensor(NAN))
-    assert guard.allows([parameter(NAN)]) and guard.skipped == 0
-    guard.finish_group()
 
 
 def test_a_loss_that_is_watched_keeps_no_graph():
@@ -283,7 +276,7 @@ def test_a_buffer_that_is_infinite_on_purpose_is_no_reason_to_stop():
 
 def test_by_default_nothing_is_skipped_and_the_loss_stops_the_run():
     trainer = spoiled_trainer(skip_non_finite=0)
-    assert type(trainer.stepper.guard) is NoGuard
+    assert trainer.stepper.guard is None
     with pytest.raises(FloatingPointError, match="it is nan in epoch 1, batch 3 .*set skip_non_finite"):
         trainer.fit(1)
     assert trainer.skipped_updates == 0
