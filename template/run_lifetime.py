@@ -26,6 +26,9 @@ class RunLifetime(RunTools):
             beside: False when no training goes on meanwhile: written here and now.
         """
         self.fetch_losses()  # what is not finite is never saved
+        for callback in self.hooks.callbacks:
+            if hasattr(callback, "flush"):
+                callback.flush()
         folder, count = self.path_of("."), self.keep_checkpoints
 
         def write(saved):

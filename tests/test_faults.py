@@ -88,6 +88,8 @@ def curves(folder):
         events = EventAccumulator(str(folder / part), size_guidance={"scalars": 0})
         events.Reload()
         for tag in events.Tags()["scalars"]:
+            if tag.startswith("speed/"):
+                continue  # it tells of this machine
             found[part, tag] = [(event.step, event.value) for event in events.Scalars(tag)]
     return found
 

@@ -105,6 +105,10 @@ class TensorBoard(Callback):
     def on_exit(self, model):
         if self._parts:  # else nothing was written, and asking for a writer would make an empty run
             self._write_hparams(model)
+        self.flush()
+
+    def flush(self):
+        """Before a checkpoint is made: what it says has happened is in the event files."""
         for writer in self._parts.values():
             writer.flush()
 
