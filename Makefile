@@ -1,6 +1,6 @@
 # make train: sets up .venv and trains on real digits.   make test: sets up .venv and runs all tests.
 # make faults: kills, damages, full disks and hostile files in great number, 10 to 20 minutes, with a table of figures.
-# make bench: sets up .venv and prints what checkpoints cost on this machine and disk, in two to three minutes.
+# make bench: sets up .venv and prints what updates, checkpoints and imports cost here, in about ten minutes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +22,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 
 bench: $(VENV)/.train
-	$(BIN)/python -m benchmarks.checkpoint $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 $(VENV)/.train: setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

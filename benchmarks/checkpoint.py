@@ -1,12 +1,11 @@
 """What checkpoints cost: the time for which the training loop stands still, the way to the disk, and the way back.
 
-    make bench                                       # the table below, in two to three minutes
+    python -m benchmarks.checkpoint                  # in two to three minutes
     python -m benchmarks.checkpoint --megabytes 1000 --rounds 3 --folder /mnt/data
 
-Every round measures every contender once, in rotating order, with nothing left to write when a measurement begins. A time
-is the median over the rounds; a ratio is that of two times of one round: median (min..max). Times differ from machine to
-machine and from hour to hour, ratios less. Contenders whose memory matters have a process of their own, and what happens
-once in a process (the first save, a restart) gets a new one each round.
+How times and ratios come about stands in ``measuring.py``. Contenders whose memory matters have a process of their own,
+and what happens once in a process (the first save, a restart) gets a new one each round. They are neither pinned nor is
+their allocator fixed: a thread on a CPU of its own, and the page faults of a first save, are part of what is measured.
 
 The thread that writes needs a CPU. Where all are busy the steps of the training wait, for it and for every other program on
 the machine. Linux tells how long; taken out, what is left is an estimate for a machine with a CPU to spare.
@@ -17,13 +16,10 @@ It does not measure GPUs, file systems over a network, or files that are not in 
 import argparse
 import math
 import os
-import platform
 import shutil
 import statistics
-import sys
 import tempfile
 import time
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -32,6 +28,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from template import checkpoint
 from template.template import TemplateModel
+
+from .measuring import Process, conditions, in_rounds, row, timed
 
 LAYERS = 50             # 100 parameters, about as many as a ResNet has
 FILES = 50              # in the folder that is searched
@@ -190,79 +188,7 @@ def waited_for_cpu():
         return 0.0
 
 
-class Process:
-    """An object of one of the classes above in a new process: ``process("save")`` calls its method there."""
-
-    def __init__(self, kind, *arguments):
-        context = get_context("spawn")
-        self._pipe, other_end = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other_end, kind, *arguments), daemon=True)
-        self._process.start()
-        other_end.close()
-        self._pipe.recv()  # it is set up
-
-    def __call__(self, method):
-        self._pipe.send(method)
-        return self._pipe.recv()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self._pipe.close()
-        self._process.join()
-
-
-def _serve(pipe, kind, *arguments):
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    with open(os.devnull, "w") as sys.stdout:
-        contender = kind(*arguments)
-        pipe.send("ready")
-        while True:
-            try:
-                method = pipe.recv()
-            except EOFError:
-                return
-            pipe.send(getattr(contender, method)())
-
-
 # --- measuring ------------------------------------------------------------------------------------------------------
-
-
-def in_rounds(rounds, measurements, practice=1):
-    """Every measurement once a round.
-
-    Args:
-        measurements: functions that return ``{name: seconds}``.
-        practice: rounds before the first that are not counted.
-
-    Returns:
-        ``{name: [seconds of each round]}``.
-    """
-    seconds = {}
-    for number in range(-practice, rounds):
-        turn = number % len(measurements)
-        for measure in measurements[turn:] + measurements[:turn]:
-            if hasattr(os, "sync"):
-                os.sync()  # nothing is left to write
-            for name, value in measure().items():
-                if number >= 0:
-                    seconds.setdefault(name, []).append(value)
-    return seconds
-
-
-def timed(name, function, times=1):
-    """A measurement: the median of a few calls."""
-    def measure():
-        seconds = []
-        for _ in range(times):
-            started = time.perf_counter()
-            function()
-            seconds.append(time.perf_counter() - started)
-        return {name: statistics.median(seconds)}
-
-    return measure
 
 
 def measure_saving(folder, megabytes, rounds):
@@ -338,15 +264,6 @@ def turn_bits_around(path):
 # --- telling --------------------------------------------------------------------------------------------------------
 
 
-def row(what, seconds, of=None, of_what="", note=""):
-    """``what | median time | ratio (min..max) | to what``; a ratio where ``of`` is given."""
-    ratio = ""
-    if of is not None:
-        ratios = [one / other for one, other in zip(seconds, of)]
-        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"
-    print(f"  {what:<52}{1000 * statistics.median(seconds):>9.2f} ms   {ratio:<24}{of_what}{note}".rstrip(), flush=True)
-
-
 def tell_saving(megabytes, seconds):
     synced = seconds["synced"]
     print(f"\nThe loop stands still, at each save of {megabytes:g} MB (weights and AdamW moments)")
@@ -382,21 +299,6 @@ def tell_finding(size, seconds):
     row("last.pth and previous.pth are damaged", seconds["find behind damage"], seconds["load one"], "torch.load of one")
 
 
-def conditions(folder, rounds):
-    return (f"torch {torch.__version__}, Python {platform.python_version()}, {platform.system()}, {cpu_name()} with "
-            f"{os.cpu_count()} CPUs, loop on 1 thread, {file_system(folder)}, page cache warm, {rounds} rounds: medians, "
-            "ratios (min..max) within a round")
-
-
-def cpu_name():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
-
-
 def file_system(folder):
     """Type of the file system that ``folder`` is on, where the system tells it."""
     try:
@@ -417,7 +319,8 @@ def main():
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="benchmark_", dir=options.folder) as folder:
         folder = Path(folder)
-        print(conditions(folder, options.rounds), flush=True)
+        print(conditions("loop on 1 thread", file_system(folder), "page cache warm",
+                         f"{options.rounds} rounds: medians, ratios (min..max) within a round"), flush=True)
         for megabytes in options.megabytes:
             tell_saving(megabytes, measure_saving(folder / f"{megabytes:g}", megabytes, options.rounds))
         saved = folder / f"{largest:g}" / "ours"

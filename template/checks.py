@@ -17,6 +17,7 @@ from . import lr_scheduler
 from .defaults import CLASS_INDEX_CRITERIA
 from .hooks import Callback
 from .nested import loader_length
+from .prepare import COMPILE_MODES, MATMUL_PRECISIONS
 from .seeding import capture_rng, restore_rng
 
 _NAMES_SHOWN = 5
@@ -60,6 +61,9 @@ def _check_choices(model):
         "lr_scheduler_interval": (None, *lr_scheduler.INTERVALS),
         "warm_up_mode": lr_scheduler.WARM_UP_MODES,
         "parallel": ("auto", None),
+        "compile": (False, True, *COMPILE_MODES),
+        "channels_last": (False, True),
+        "matmul_precision": (None, *MATMUL_PRECISIONS),
     }
     for name, accepted in choices.items():
         if getattr(model, name) not in accepted:

@@ -39,6 +39,7 @@ from .loaders import make_batches
 from .logger import Logger
 from .nested import first_tensor, loader_length
 from .one_forward import OneForward, eval_mode
+from .prepare import TellCompiling, prepare
 from .run_lifetime import RunLifetime, close_if_alive
 from .saver import Saver
 from .schedule import build_schedule
@@ -79,6 +80,8 @@ class TemplateModel(RunLifetime):
         self.clip_grad = None          # 1.0 (L2 norm), {"norm": 1.0, "norm_type": 1.0} or {"value": 0.5}
         self.skip_non_finite = 0       # updates in a row that may be skipped for a loss or gradient that is not finite
         self.compile = False           # True, or a mode of torch.compile
+        self.channels_last = False     # convolutions in the memory format that bf16 and fp16 are fastest in
+        self.matmul_precision = None   # "high" or "medium": float32 matrix products in TF32 or bf16
         self.parallel = "auto"         # this version trains in one process
 
         # --- may be set: the learning rate
@@ -229,10 +232,9 @@ class TemplateModel(RunLifetime):
         checks.check_attributes(self)
 
         device = torch.device(self.device)
-        for model in self.model_list:
-            model.to(device)
-            if self.compile:
-                model.compile(mode=None if self.compile is True else self.compile)
+        if self.matmul_precision is not None:
+            torch.set_float32_matmul_precision(self.matmul_precision)
+        prepare(self.model_list, device, self.channels_last, self.compile)
         for part in (self.criterion, *self.eval_metrics.values()):
             if isinstance(part, torch.nn.Module):  # torchmetrics' objects are modules too
                 part.to(device)
@@ -247,7 +249,8 @@ class TemplateModel(RunLifetime):
             after_update=self.lr_schedule.after_update,
             guard=SkipGuard(self.skip_non_finite, self.tell_skipped) if self.skip_non_finite else None,
         )
-        hooks = Hooks([*default_callbacks(self.callbacks or ()), *checks.preflight(self)])
+        extra = [*checks.preflight(self), *([TellCompiling()] if self.compile else [])]
+        hooks = Hooks([*default_callbacks(self.callbacks or ()), *extra])
 
         self.ckpt_dir, self.started_in = run_folder.make_folder(self.ckpt_dir), os.getcwd()
         self.run_name = self.run_name or run_folder.free_run_name(Path(self.ckpt_dir).resolve().name)

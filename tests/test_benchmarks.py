@@ -3,7 +3,10 @@
 import re
 
 import pytest
+import torch
 from tiny import ROOT, run_python
+
+pytestmark = pytest.mark.slow
 
 SAVING = [
     "torch.save", "torch.save + fsync", "this template, every save but the first", "this template, the first",
@@ -13,19 +16,122 @@ SAVING = [
 ]
 LOADING = ["torch.load + load_state_dict", "load_state, which verifies first and can go back", "verify the file"]
 FINDING = ["torch.load of one of them", "last.pth is whole", "last.pth and previous.pth are damaged"]
+IMPORTS = ["import torch", "from template.template import TemplateModel", "both", "by hand", "this template: check_init",
+           "this template: from then to its end", "this template: both"]
+LOOPS = ["by hand, plain", "by hand, equipped", "this template"]
+LOOPS_ON_SLICES = [*LOOPS[:2], "this template, TensorLoader", "this template, DataLoader(TensorDataset)"]
+GROWTH = {
+    "tensors of 64 parameters": ["4", "40", "400"],
+    "entries of the dict of losses": ["1", "4", "16"], "callbacks that do nothing": ["0", "3", "10"],
+    "metrics, per eval batch": ["0", "2", "8"], "optimizers": ["1", "2", "4"],
+    "parameters, in 2 tensors": ["1,000", "10,000"],
+}
 
 
-@pytest.mark.slow
-def test_the_benchmark_of_checkpoints_tells_every_row(own_folder):
-    arguments = ("-m", "benchmarks.checkpoint", "--megabytes", 0.5, "--rounds", 1, "--folder", own_folder)
-    printed = run_python(*arguments, cwd=ROOT).stdout
+def printed_by(benchmark, *arguments, folder):
+    """What a benchmark prints in one round; it must leave nothing behind."""
+    printed = run_python("-m", benchmark, "--rounds", 1, "--folder", folder, *arguments, cwd=ROOT, timeout=600).stdout
+    assert not list(folder.iterdir())
+    return printed
+
+
+def rows_in_milliseconds(printed):
+    """``[(what, rest of the row)]``; times are positive, ratios within what they range over."""
     rows = re.findall(r"^  (\S.*?) +(-?\d+\.\d+) ms\b(.*)$", printed, re.MULTILINE)
-    assert [what for what, _, _ in rows] == [*SAVING, *LOADING, *FINDING]
     for what, milliseconds, rest in rows:
         assert float(milliseconds) > 0 or what.startswith("a save in all"), what  # a difference: may be noise
-        ratio = re.match(r" +(-?\d+\.\d+) \((-?\d+\.\d+)\.\.(-?\d+\.\d+)\) +\S", rest)
-        if ratio:
-            assert float(ratio[2]) <= float(ratio[1]) <= float(ratio[3]), what
-    assert len([rest for _, _, rest in rows if ".." in rest]) == len(SAVING) - 1 + 1 + 2
+        require_ratios(rest)
+    return [(what, rest) for what, _, rest in rows]
+
+
+def require_ratios(text):
+    """How many ``median (min..max)`` there are."""
+    spreads = re.findall(r"(-?[\d.]+) \((-?[\d.]+?)\.\.(-?[\d.]+)\)", text)
+    for median, low, high in spreads:
+        assert float(low) <= float(median) <= float(high), text
+    return len(spreads)
+
+
+def loop_rows(printed):
+    return re.findall(r"^    (\S.*?)  +(\d+\.\d)   (.*?)(\d\.\d{4}) +([01]\.\d{4})$", printed, re.MULTILINE)
+
+
+def test_the_benchmark_of_checkpoints_tells_every_row(own_folder):
+    printed = printed_by("benchmarks.checkpoint", "--megabytes", 0.5, folder=own_folder)
+    rows = rows_in_milliseconds(printed)
+    assert [what for what, _ in rows] == [*SAVING, *LOADING, *FINDING]
+    assert len([rest for _, rest in rows if ".." in rest]) == len(SAVING) - 1 + 1 + 2
     assert "torch 2." in printed.splitlines()[0] and re.search(r"[\d.]+ GB/s", printed)
-    assert not list(own_folder.iterdir())
+
+
+def test_the_benchmark_of_the_loop_tells_every_contender_and_that_all_did_equal_work(own_folder):
+    tables = ("samples", "slices")  # which are all classes and forms of data
+    printed = printed_by("benchmarks.loop", "--updates", 4, "--epochs", 1, "--only", *tables, folder=own_folder)
+    rows = loop_rows(printed)
+    assert [name for name, *_ in rows] == [*LOOPS * 2, *LOOPS_ON_SLICES * 2]
+    for name, time, ratios, loss, _ in rows:
+        assert float(time) > 0 and 1.5 < float(loss) < 3
+        assert require_ratios(ratios) == (0 if name == LOOPS[0] else 1 if name == LOOPS[1] else 2), name
+
+
+def test_peers_are_compared_as_far_as_they_are_there(own_folder):
+    printed = printed_by("benchmarks.loop", "--updates", 4, "--epochs", 1, "--only", "peers", folder=own_folder)
+    assert "peers: " in printed
+    if "peers: none" not in printed:
+        assert [name for name, *_ in loop_rows(printed)][:3] == LOOPS
+
+
+def test_a_contender_that_did_other_work_has_no_figures():
+    from benchmarks.measuring import require_equal_work
+
+    require_equal_work({"by hand": 0.500, "ours": 0.510})
+    with pytest.raises(RuntimeError, match="equal work: 'ours' ended with a loss of 0.9"):
+        require_equal_work({"by hand": 0.5, "ours": 0.9})
+    with pytest.raises(RuntimeError, match="equal work"):
+        require_equal_work({"by hand": 0.5, "ours": float("nan")})
+
+
+def test_what_a_contender_raises_reaches_the_benchmark():
+    from benchmarks.measuring import Process
+
+    with Process(str, "abc", steady=True) as process:
+        assert process("upper") == "ABC"
+        with pytest.raises(RuntimeError, match="IndexError|ValueError"):
+            process("index", "x")
+
+
+def test_the_benchmark_of_growth_tells_every_size(own_folder):
+    printed = printed_by("benchmarks.growth", "--updates", 6, "--largest", 1e4, folder=own_folder)
+    tables = re.split(r"\n\n  (?=\S)", printed)[1:]
+    assert [re.split("  +", table)[0] for table in tables] == list(GROWTH)
+    for table, sizes in zip(tables, GROWTH.values()):
+        rows = [line.split() for line in table.splitlines()[1:]]
+        assert [size for size, *_ in rows] == sizes
+        for _, by_hand, ours, *_, loss, our_loss in rows:
+            assert float(by_hand) > 0 and float(ours) > 0 and float(loss) == pytest.approx(float(our_loss), rel=1e-3)
+        assert require_ratios(table) == len(sizes)
+
+
+def test_the_benchmark_of_imports_tells_every_stage(own_folder):
+    printed = printed_by("benchmarks.imports", folder=own_folder)
+    assert [what for what, _ in rows_in_milliseconds(printed)] == IMPORTS
+    stages = re.findall(r"^  this template: (.*?)  +\S", printed[printed.index("Heavy modules"):], re.MULTILINE)
+    assert stages == ["import template", "check_init", "first update"]
+
+
+def test_the_benchmark_of_gpus_says_that_there_is_none_or_runs(own_folder):
+    if not torch.cuda.is_available():
+        printed = printed_by("benchmarks.gpu", folder=own_folder)
+        assert printed == "The GPU figures are unmeasured here: there is no CUDA device.\n"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    printed = printed_by("benchmarks.gpu", "--device", device, "--updates", 2, "--batch-size", 8, "--modes", "eager",
+                         folder=own_folder)
+    rows = rows_in_milliseconds(printed)
+    assert [what for what, _ in rows] == [*["by hand", "this template"] * 2, "in the manner of airbench",
+                                          "this template, TensorLoader with a transform"]
+    assert printed.count("loss") == 4 and printed.count("syncs per update") == (4 if device == "cuda" else 0)
+
+
+def test_make_bench_runs_those_that_are_asked_for(own_folder):
+    printed = printed_by("benchmarks", "--only", "gpu", folder=own_folder)
+    assert re.findall("^=== (.*) ===$", printed, re.MULTILINE) == ["gpu"]

@@ -12,9 +12,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = {
     0: ["hooks", "lr_scheduler", "seeding", "nested", "defaults", "one_forward", "options", "run_folder",
         "summary", "metrics", "signals", "plain_data", "guard", "patient_file", "speed"],
-    1: ["logger", "event_writer", "in_memory", "stepper", "epoch_metrics", "schedule", "state", "checkpoint", "checks",
+    1: ["logger", "event_writer", "in_memory", "prepare", "stepper", "epoch_metrics", "schedule", "state", "checkpoint",
         "saver"],
-    2: ["loaders"],
+    2: ["loaders", "checks"],
     3: ["run_tools"],
     4: ["run_lifetime"],
     5: ["template"],
