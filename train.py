@@ -3,6 +3,7 @@
     python train.py                         # ten seconds on two cores
     python train.py --resume auto           # continue the newest run where it stopped
     python train.py --lr 1e-3 --epochs 60
+    python train.py --epochs 1 --profile    # which operators the time goes to
     tensorboard --logdir runs
 """
 
@@ -13,7 +14,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from template import Confusion, EarlyStopping, option, parse_options, seed_everything
+from template import Confusion, EarlyStopping, Profile, option, parse_options, seed_everything
 from template.template import TemplateModel
 
 
@@ -28,6 +29,7 @@ class Options:
     patience: int = option(15, "epochs without a better accuracy before stopping early")
     seed: int = option(0, "of weights, order and augmentation; the held-out fifth is always the same")
     resume: str | None = option(None, "auto, or the path of a checkpoint")
+    profile: bool = option(False, "record a few updates and print the most expensive operators")
 
 
 def digits_loaders(batch_size):
@@ -63,7 +65,7 @@ class Digits(TemplateModel):
         self.warm_up_epoch = 2
         self.key_metric = "acc"
         self.keep_checkpoints = 3
-        self.callbacks = [EarlyStopping(patience=options.patience)]
+        self.callbacks = [EarlyStopping(patience=options.patience), *([Profile()] if options.profile else [])]
 
     def metric(self, pred, y):
         confusion = Confusion(10).update(pred, y)

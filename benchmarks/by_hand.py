@@ -68,7 +68,7 @@ class Job(NamedTuple):
         return (x[:count], y[:count]), (x[count:], y[count:])
 
 
-MLP = Job(tiny_mlp, (64,), batch_size=32, updates=250, learning_rate=2e-3)
+MLP = Job(tiny_mlp, (64,), batch_size=32, updates=1000, learning_rate=2e-3)
 CNN = Job(small_cnn, (1, 8, 8), batch_size=64, updates=12, learning_rate=2e-3)
 
 

@@ -28,7 +28,7 @@ from . import peers
 from .by_hand import CNN, EVAL_BATCH, MLP, SEED, Contender, Equipped, Plain, load
 from .measuring import Process, in_rounds, ratio, require_equal_work, steady_conditions
 
-EPOCHS = 4  # of each contender in a round
+EPOCHS = 2  # of each contender in a round
 STARTS = 3  # of each contender's process
 
 

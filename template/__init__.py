@@ -24,6 +24,7 @@ _HOMES = {
     "parse_options": ".options",
     "EarlyStopping": ".callbacks.early_stopping",
     "History": ".callbacks.history",
+    "Profile": ".callbacks.profile",
     "ProgressBar": ".callbacks.progress_bar",
     "TensorBoard": ".callbacks.tensorboard",
 }
