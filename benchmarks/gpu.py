@@ -143,7 +143,7 @@ class ByHand(Contender):
         self.job = job
         self.model = job.model().to(job.device)
         if job.compiled:
-            self.model.compile()
+            self.model = torch.compile(self.model)
         self.optimizer, self.criterion = job.optimizer(self.model), nn.CrossEntropyLoss()
         self.loader = Slices(*job.data(), job.batch_size, shuffle=True)
 
