@@ -144,4 +144,6 @@ def distinct_sources(metrics):
 
 def is_accumulator(value):
     """Ours, or anything with torchmetrics' ``compute`` and ``reset``."""
+    if isinstance(value, (torch.Tensor, float, int)):
+        return False
     return isinstance(value, Metric) or (hasattr(value, "compute") and hasattr(value, "reset"))

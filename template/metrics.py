@@ -65,7 +65,8 @@ class Mean(Metric):
 
     def update(self, value, weight=1):
         """Args: value: number or 0-dim tensor; weight: number of samples (or words, pixels, …) it is the mean of."""
-        self.pending.append((one_number(value, "value of a Mean"), one_number(weight, "weight of a Mean")))
+        weight = weight if type(weight) is int else one_number(weight, "weight of a Mean")
+        self.pending.append((one_number(value, "value of a Mean"), weight))
         return self
 
     def fetch(self):

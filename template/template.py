@@ -521,9 +521,9 @@ class TemplateModel(RunLifetime):
             for batch in batches:
                 num_samples = self.count_samples(batch)
                 if has_loss:
-                    with self.autocast(), forwards.recording():
+                    with self.stepper.autocast(), forwards.recording():
                         losses.update(loss_dict(self.loss_per_batch(batch)), num_samples)
-                with self.autocast(), forwards.replaying():
+                with self.stepper.autocast(), forwards.replaying():
                     metrics.update(self.eval_scores_per_batch(batch), num_samples)
                 self.global_step_eval += 1
                 for call in on_eval_batch:
