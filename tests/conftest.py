@@ -8,6 +8,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two t
 import pytest
 import torch
 
+from template.callbacks import progress_bar
+
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
@@ -18,3 +20,29 @@ def own_folder(tmp_path, monkeypatch):
     yield tmp_path
     sys.stdout = stdout
     torch.use_deterministic_algorithms(False)
+
+
+class FakeTqdm:
+    """Notes what a bar is asked for."""
+
+    made = []
+
+    def __init__(self, **options):
+        self.options, self.updates, self.postfixes, self.closed = options, 0, [], 0
+        self.made.append(self)
+
+    def update(self):
+        self.updates += 1
+
+    def set_postfix(self, values, refresh):
+        self.postfixes.append(values)
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def fake_tqdm(monkeypatch):
+    FakeTqdm.made = []
+    monkeypatch.setattr(progress_bar, "_find_tqdm", lambda: FakeTqdm)
+    return FakeTqdm.made

@@ -307,6 +307,24 @@ def test_the_number_of_skipped_updates_travels_in_the_checkpoint():
     assert again.skipped_updates == 12
 
 
+def test_the_number_of_skipped_updates_outlasts_a_part_of_the_run_without_a_guard():
+    spoiled_trainer(ckpt_dir="run").fit(1)
+    off = spoiled_trainer(ckpt_dir="run", skip_non_finite=0, train_loader=BATCHES[:2])  # of which none is spoiled
+    off.load_state("auto")
+    assert off.stepper.guard is None and off.skipped_updates == 4
+    off.fit(2)
+    assert off.skipped_updates == 4
+    on = spoiled_trainer(ckpt_dir="run")
+    on.load_state("auto")
+    assert on.skipped_updates == 4
+    on.fit(3)
+    assert on.skipped_updates == 8
+    on.load_state("last")  # in the same process: what was counted is not counted twice
+    assert on.skipped_updates == 8
+    on.fit(4)
+    assert on.skipped_updates == 12
+
+
 def test_a_file_from_before_there_was_a_guard_loads():
     trainer = tiny_trainer(ckpt_dir="run")
     trainer.fit(1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import Tiny, tiny_data, weights
+from tiny import Tiny, plain, stream, tiny_data, weights
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import (
     BatchSampler,
@@ -27,9 +27,8 @@ from torch.utils.data import (
 )
 
 from template.hooks import Callback
-from template.loaders import TensorLoader, make_batches
-from template.nested import first_tensor, loader_length, to_device
-from template.seeding import derive, sample_rng
+from template.loaders import TensorLoader, copied_ahead, make_batches
+from template.nested import first_tensor, loader_length, pinned, to_device
 
 CPU = torch.device("cpu")
 SAMPLES = 23
@@ -121,20 +120,6 @@ def make_loader(kind="shuffled", dataset=None, **options):
     if kind != "no batching":
         options.setdefault("collate_fn", mixing)
     return DataLoader(Augmented() if dataset is None else dataset, **options)
-
-
-def stream(loader, epoch, seed=3, start=0):
-    """Batches as nested lists of numbers, which compare exactly."""
-    batches = loader if hasattr(loader, "epoch") and hasattr(loader, "first") else make_batches(loader, seed, CPU)
-    return [plain(batch) for batch in batches.epoch(epoch, start)]
-
-
-def plain(value):
-    if isinstance(value, torch.Tensor):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items()}
-    return [plain(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def indices(batches):
@@ -389,21 +374,6 @@ def test_generators_of_a_collate_function_give_one_stream_too():
     whole = stream(make_loader(collate_fn=Mixup()), 2)
     assert stream(make_loader(collate_fn=Mixup()), 2) == whole
     assert stream(make_loader(collate_fn=Mixup(), num_workers=2), 2, start=2) == whole[2:]
-
-
-def test_generators_of_a_tensor_loaders_transform_give_one_stream_too():
-    class Noise:
-        def __init__(self):
-            self.rng = np.random.default_rng()
-
-        def __call__(self, x):
-            return (x, torch.from_numpy(self.rng.normal(size=len(x))))
-
-    def loader():
-        return TensorLoader(torch.arange(23), batch_size=5, shuffle=True, transform=Noise())
-
-    whole = stream(loader(), 1)
-    assert stream(loader(), 1, start=2) == whole[2:]
 
 
 # --- what is iterated and replayed ----------------------------------------------------------------------------------
@@ -758,89 +728,6 @@ def test_loaders_of_any_kind_may_be_joined():
     assert stream(loaders(), 2, start=3) == whole[3:]
 
 
-# --- TensorLoader ---------------------------------------------------------------------------------------------------
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(1, 40), st.integers(1, 45), st.booleans(), st.booleans(), st.integers(0, 2**63 - 1), st.integers(0, 12))
-def test_a_tensor_loader_gives_what_slicing_gives(count, batch_size, shuffle, drop_last, seed, start):
-    x, y = torch.randn(count, 3), torch.arange(count)
-    loader = TensorLoader(x, y, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last)
-    batches = list(make_batches(loader, seed, CPU).epoch(2))
-    chunks = [part for part in torch.arange(count).split(batch_size) if not drop_last or len(part) == batch_size]
-    assert [len(labels) for _, labels in batches] == [len(part) for part in chunks]
-    assert len(loader) == len(make_batches(loader, seed, CPU)) == len(batches)
-    assert all(torch.equal(features, x[labels]) for features, labels in batches)
-    order = [label for _, labels in batches for label in labels.tolist()]
-    assert len(set(order)) == len(order)
-    if not shuffle:
-        assert order == list(range(len(order)))
-    assert stream(loader, 2, seed, start) == [plain(batch) for batch in batches][start:]
-
-
-def test_a_tensor_loader_shuffles_by_seed_and_epoch():
-    def loader():
-        return TensorLoader(torch.arange(50), batch_size=8, shuffle=True)
-
-    used = make_batches(loader(), 3, CPU)
-    orders = [stream(used, epoch) for epoch in (1, 2)] + [stream(loader(), 1, seed=4)]
-    assert orders[0] != orders[1] != orders[2] != orders[0]
-    assert stream(loader(), 2) == orders[1] and stream(used, 1) == orders[0]
-    generator = torch.Generator().manual_seed(derive(3, 1, -1))
-    assert [number for batch in orders[0] for number in batch[0]] == torch.randperm(50, generator=generator).tolist()
-
-
-def test_the_transform_is_seeded_per_batch_and_may_return_any_batch():
-    def transform(x, y):
-        return {"x": x + torch.rand(x.shape), "y": y, "n": np.random.rand(), "r": random.random()}
-
-    def loader():
-        return TensorLoader(torch.zeros(23), torch.arange(23), batch_size=5, shuffle=True, transform=transform)
-
-    whole = stream(loader(), 1)
-    assert stream(loader(), 1, start=3) == whole[3:]
-    assert stream(loader(), 2) != whole
-    noise = [number for batch in whole for number in (*batch["x"], batch["n"], batch["r"])]
-    assert len(set(noise)) == len(noise)
-    with sample_rng(derive(3, 1, 2)):
-        assert whole[2]["x"] == torch.rand(5).tolist()
-
-
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_what_is_done_to_a_batch_in_place_does_not_reach_the_data(shuffle):
-    x = torch.ones(10)
-    loader = TensorLoader(x, batch_size=4, shuffle=shuffle, transform=lambda x: (x.mul_(2),))
-    for (batch,) in make_batches(loader, 3, CPU).epoch(1):
-        batch.mul_(5)
-    assert x.tolist() == [1.0] * 10
-
-
-def test_on_its_own_a_tensor_loader_follows_the_global_generator_like_a_data_loader():
-    loader = TensorLoader(torch.arange(40), batch_size=8, shuffle=True)
-    torch.manual_seed(0)
-    first, second = [plain(batch) for batch in loader], [plain(batch) for batch in loader]
-    torch.manual_seed(0)
-    assert [plain(batch) for batch in loader] == first != second
-    assert sorted(number for batch in second for number in batch[0]) == list(range(40))
-
-
-@pytest.mark.parametrize(("tensors", "options", "said"), [
-    ((), {"batch_size": 4}, r"one length, got lengths \[\]"),
-    ((torch.zeros(3), torch.zeros(4)), {"batch_size": 4}, r"one length, got lengths \[3, 4\]"),
-    ((torch.zeros(3),), {"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
-    ((torch.zeros(3),), {"batch_size": 2.5}, "batch_size must be a whole number of at least 1, got 2.5"),
-])
-def test_a_tensor_loader_that_cannot_be_is_refused(tensors, options, said):
-    with pytest.raises(ValueError, match=said):
-        TensorLoader(*tensors, **options)
-
-
-def test_a_tensor_loader_moves_its_tensors_once():
-    assert TensorLoader(torch.zeros(3), batch_size=2, device="meta").tensors[0].device.type == "meta"
-    x = torch.zeros(3)
-    assert TensorLoader(x, batch_size=2).tensors[0] is x
-
-
 # --- nested batches -------------------------------------------------------------------------------------------------
 
 Pair = namedtuple("Pair", ["x", "y"])
@@ -877,6 +764,46 @@ def test_batches_arrive_on_the_device():
         batches = make_batches(loader, 3, torch.device("meta"))
         for batch in (batches.first(), next(iter(batches.epoch(1)))):
             assert first_tensor(batch).device.type == "meta"
+
+
+def test_on_a_cpu_copied_ahead_hands_batches_through_one_by_one():
+    read = []
+
+    def batches():
+        for number in range(3):
+            read.append(number)
+            yield {"x": torch.full((2,), number), "name": str(number)}
+
+    made = list(zip(batches(), range(3)))
+    read.clear()
+    through = copied_ahead((batch for batch, _ in made), CPU)
+    for (batch, _), passed in zip(made, through):
+        assert passed["x"] is batch["x"] and passed["name"] == batch["name"]
+    through = copied_ahead(batches(), CPU)
+    for number in range(3):
+        assert next(through)["x"].tolist() == [number] * 2 and read == list(range(number + 1))  # none is read ahead
+    assert list(through) == []
+
+
+def test_copied_ahead_lets_an_error_of_the_data_through():
+    def batches():
+        yield torch.zeros(2)
+        raise KeyError("a broken sample")
+
+    through = copied_ahead(batches(), CPU)
+    assert next(through).tolist() == [0.0, 0.0]
+    with pytest.raises(KeyError, match="a broken sample"):
+        next(through)
+
+
+def test_pinned_leaves_what_is_no_tensor_of_the_host_as_it_is():
+    class Recorded(torch.Tensor):
+        def pin_memory(self):
+            return "pinned"
+
+    host, elsewhere = torch.zeros(2).as_subclass(Recorded), torch.zeros(2, device="meta")
+    assert pinned((host, elsewhere, 3)) == ("pinned", elsewhere, 3)
+    assert pinned([host, "text"]) == ["pinned", "text"] and pinned({"x": host})["x"] is host
 
 
 @pytest.mark.parametrize(("batch", "length"), [

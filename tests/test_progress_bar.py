@@ -111,32 +111,6 @@ def test_plain_lines_wait_their_time(monkeypatch, capsys):
     assert ["cur:[3]" in line for line in lines] == [True, False] and "cur:[6]" in lines[1]  # after 33 and 66 seconds
 
 
-class FakeTqdm:
-    """Notes what a bar is asked for."""
-
-    made = []
-
-    def __init__(self, **options):
-        self.options, self.updates, self.postfixes, self.closed = options, 0, [], 0
-        self.made.append(self)
-
-    def update(self):
-        self.updates += 1
-
-    def set_postfix(self, values, refresh):
-        self.postfixes.append(values)
-
-    def close(self):
-        self.closed += 1
-
-
-@pytest.fixture
-def fake_tqdm(monkeypatch):
-    FakeTqdm.made = []
-    monkeypatch.setattr(progress_bar, "_find_tqdm", lambda: FakeTqdm)
-    return FakeTqdm.made
-
-
 def test_each_epoch_has_its_bar_which_is_closed_before_the_epochs_line(fake_tqdm):
     tiny_trainer(accumulate_steps=4, log_per_step=1).fit(2)
     assert [(bar.options["total"], bar.options["initial"], bar.updates) for bar in fake_tqdm] == [(2, 0, 2)] * 2

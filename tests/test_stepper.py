@@ -470,6 +470,103 @@ def test_an_optimizer_without_gradients_is_no_problem_to_the_scaler():
     assert parameters[0].tolist() == pytest.approx([0.9, 0.9]) and parameters[1].tolist() == [1, 1]
 
 
+# --- gradients between updates ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("amp", [None, "bf16", "fp16"])
+def test_parameters_that_join_in_the_middle_of_training_are_clipped_and_dropped_like_the_others(amp):
+    """The norm is taken over old and new ones; a plain loop says what comes of it."""
+    def parameters():
+        return nn.Parameter(torch.tensor([3.0, 4.0])), nn.Parameter(torch.tensor([12.0, 0.0]))
+
+    def loss_of(first, second):
+        return (first**2).sum() / 2 + (second**2).sum() / 2
+
+    (first, second), (plain_first, plain_second) = parameters(), parameters()
+    optimizer, plain = torch.optim.SGD([first], 0.5), torch.optim.SGD([plain_first], 0.5)
+    stepper = Stepper([optimizer], CPU, amp=amp, clip_grad=1.0)
+    for number, group in enumerate(stepper.groups([torch.zeros(1)] * 3)):
+        if number == 1:
+            optimizer.add_param_group({"params": [second], "lr": 0.25})
+            plain.add_param_group({"params": [plain_second], "lr": 0.25})
+            second.grad = plain_second.grad = None  # what came before they joined
+        for _ in group:
+            stepper.backward(loss_of(first, second))
+        stepper.finish_group()
+        assert first.grad is None and (second.grad is None) == (number > 0)
+        loss_of(plain_first, plain_second).backward()
+        torch.nn.utils.clip_grad_norm_([p for group in plain.param_groups for p in group["params"]], 1.0)
+        plain.step()
+        plain.zero_grad()
+    assert plain_second.tolist() != [12.0, 0.0]
+    torch.testing.assert_close(torch.cat([first, second]), torch.cat([plain_first, plain_second]), rtol=1e-6, atol=0)
+
+
+def test_parameters_that_join_in_the_middle_of_training_are_guarded():
+    old, new = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([old], 0.5)
+    guard = SkipGuard(5, lambda in_a_row: None)
+    stepper = Stepper([optimizer], CPU, guard=guard)
+    for number, group in enumerate(stepper.groups([torch.zeros(1)] * 3)):
+        if number == 1:
+            optimizer.add_param_group({"params": [new]})
+            new.register_hook(lambda gradient: gradient * float("nan"))  # the loss stays finite
+        for _ in group:
+            stepper.backward((old + new).sum())
+        stepper.finish_group()
+        assert old.tolist() == [0.5, 0.5] and new.tolist() == [1.0, 1.0] and guard.skipped == number
+    assert old.grad is None and new.grad is None
+
+
+def test_parameters_that_join_in_the_middle_of_training_are_among_those_that_backward_reaches():
+    one, other, new = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    optimizers = [torch.optim.SGD([p], 0.1) for p in (one, other)]
+    stepper = Stepper(optimizers, CPU)
+    optimizers[1].add_param_group({"params": [new]})
+    stepper.backward((one + other + new).sum(), 1)
+    assert [p.grad is None for p in (one, other, new)] == [True, False, False]
+
+
+@pytest.mark.parametrize("on", ["its class", "the object"])
+def test_a_zero_grad_of_somebodys_own_is_called(on):
+    parameters, calls = [nn.Parameter(torch.ones(2)) for _ in range(2)], []
+
+    class Own(torch.optim.SGD):
+        def zero_grad(self, set_to_none=True):
+            calls.append(set_to_none)
+            super().zero_grad(set_to_none)
+
+    optimizer = Own([parameters[0]], 0.1) if on == "its class" else torch.optim.SGD([parameters[0]], 0.1)
+    if on == "the object":
+        zero_grad = optimizer.zero_grad
+        optimizer.zero_grad = lambda set_to_none=True: calls.append(set_to_none) or zero_grad(set_to_none)
+    stepper = Stepper([torch.optim.SGD([parameters[1]], 0.1), optimizer], CPU)
+    for group in stepper.groups([torch.zeros(1)] * 3):
+        for _ in group:
+            stepper.backward(sum(p.sum() for p in parameters))
+        stepper.finish_group()
+        assert all(p.grad is None for p in parameters)
+    assert calls == [True] * 3
+
+
+@pytest.mark.parametrize("attributes", [
+    {}, {"accumulate_steps": 4}, {"amp": "fp16"}, {"clip_grad": 0.5}, {"skip_non_finite": 3},
+], ids=["plain", "accumulated", "fp16", "clipped", "guarded"])
+def test_after_every_update_of_a_training_there_is_no_gradient(attributes):
+    class Look(Callback):
+        seen = []
+
+        def on_before_step(self, model):
+            self.seen.append(all(p.grad is not None for p in model.model_list[0].parameters()))
+
+        def on_after_step(self, model):
+            self.seen.append(all(p.grad is None for p in model.model_list[0].parameters()))
+
+    look = Look()
+    tiny_trainer(callbacks=[look], **attributes).train_loop()
+    assert look.seen == [True] * 2 * -(-6 // attributes.get("accumulate_steps", 1))
+
+
 # --- losses that cannot be trained on -------------------------------------------------------------------------------
 
 

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from template.loaders import make_batches
 from template.template import TemplateModel
 
 ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
 
 
 def tiny_data(num_samples=53, num_features=6, num_classes=3, seed=0):
@@ -76,3 +78,17 @@ def run_python(*args, cwd, env=None, check=True, timeout=300):
     if check and done.returncode:
         raise AssertionError(f"{args} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done
+
+
+def stream(loader, epoch, seed=3, start=0):
+    """Batches as nested lists of numbers, which compare exactly."""
+    batches = loader if hasattr(loader, "epoch") and hasattr(loader, "first") else make_batches(loader, seed, CPU)
+    return [plain(batch) for batch in batches.epoch(epoch, start)]
+
+
+def plain(value):
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, (list, tuple)) else value
