@@ -57,8 +57,8 @@ def test_only_torch_and_numpy_are_imported_at_module_level(path):
     assert set(top) <= {"torch", "numpy"} | set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.parent == PACKAGE and path.stem != "__init__"],
-                         ids=module_name)
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent == PACKAGE
+                                  and path.stem not in ("__init__", "upgrade")], ids=module_name)
 def test_imports_point_down(path):
     own = LAYER_OF[path.stem]  # a new room must be given its layer
     for room in imported_rooms(path):
@@ -66,6 +66,24 @@ def test_imports_point_down(path):
             assert path.stem == "template", "only template.py knows callbacks, and of them the default set alone"
         else:
             assert LAYER_OF[room] < own, f"{path.stem} (layer {own}) imports {room} (layer {LAYER_OF[room]})"
+
+
+def test_upgrade_stands_alone_it_imports_the_standard_library_only_and_nothing_imports_it():
+    imports = list(imports_of(PACKAGE / "upgrade.py"))
+    assert not [module for level, module, _, _ in imports if level]
+    assert {module.split(".")[0] for _, module, _, _ in imports} <= set(sys.stdlib_module_names)
+    assert not [path.name for path in FILES if "upgrade" in imported_rooms(path)]
+
+
+@pytest.mark.parametrize("flags", [[], ["-I", "-S"], ["-P"] if sys.version_info >= (3, 11) else ["-E"]], ids=" ".join)
+def test_upgrade_runs_by_path_without_torch_while_the_rest_of_the_copy_is_broken(flags, tmp_path):
+    copy = tmp_path / "my utils"
+    copy.mkdir()
+    (copy / "upgrade.py").write_bytes((PACKAGE / "upgrade.py").read_bytes())
+    for name in ("__init__", "json", "template", "signal"):
+        (copy / f"{name}.py").write_text("<<<<<<< yours\n")
+    done = run_python(*flags, copy / "upgrade.py", "--help", cwd=copy)
+    assert "status" in done.stdout and not done.stderr
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.parent.name in ("callbacks", "tools")], ids=module_name)
