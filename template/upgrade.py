@@ -213,36 +213,39 @@ def version_in(source):
 def find_base(folder, stamp, clone):
     """The commit that the copy was made from: ``(commit, name, how it is known)``.
 
-    The stamp knows it. For a plain ``cp -r`` it is the tag of ``__version__``, or else the newest of the commits that
-    have most files in common with the copy.
+    The stamp knows it. For a plain ``cp -r`` it is the tag of ``__version__``, unless another commit has more files in
+    common with the copy: it may have been made between two releases.
     """
     if stamp and commit_of(clone, stamp["commit"]):
         return stamp["commit"], stamp["version"], f"by {STAMP}"
     init = inside(folder, "__init__.py")
     version = stamp["version"] if stamp else f"v{version_in(init.read_bytes()) if init.is_file() else None}"
-    if version in versions(clone):
-        how = f"by the version in {STAMP}, whose commit is not upstream" if stamp else "by __version__"
-        return commit_of(clone, f"refs/tags/{version}"), version, how
-    return _most_alike(folder, clone)
+    tagged = commit_of(clone, f"refs/tags/{version}") if version in versions(clone) else None
+    commit, equal, total = _most_alike(folder, clone, tagged)
+    if commit == tagged:
+        return commit, version, f"by the version in {STAMP}, whose commit is not upstream" if stamp else "by __version__"
+    return commit, commit[:10], f"by its files: {equal} of {total} are equal to those of this commit"
 
 
-def _most_alike(folder, clone):
+def _most_alike(folder, clone, tagged):
+    """``(commit, number of files that are equal here, number of its files)``: ``tagged``, or a commit that has more."""
     @cache
     def is_here(path, blob):
         place = inside(folder, path)
         return place.is_file() and has_id(place.read_bytes(), blob)
 
-    most, commit_id, total = 0, None, 0
-    for commit in git("log", "--all", "--format=%H", "--", SOURCE, at=clone).decode().split():
+    best = None, 0, 0
+    commits = git("log", "--all", "--format=%H", "--", SOURCE, at=clone).decode().split()
+    for commit in [tagged, *commits] if tagged else commits:
         with suppress(UpgradeError):  # without the folder, or with something in it that is never copied
             files = tree(clone, commit)
             equal = sum(is_here(path, blob) for path, blob in files.items())
-            if equal > most:
-                most, commit_id, total = equal, commit, len(files)
-    if not most:
+            if equal > best[1]:
+                best = commit, equal, len(files)
+    if not best[1]:
         raise UpgradeError(f"This must run in a copy of the template, and no file in {folder} is like one upstream. "
                            "Name the repository it was copied from with --from.")
-    return commit_id, commit_id[:10], f"by its files: {most} of {total} are equal to those of this commit"
+    return best
 
 
 def find_target(clone, base, wanted):

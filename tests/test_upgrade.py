@@ -1,6 +1,7 @@
 """A copy of the folder stays connected: every case of a three-way upgrade, what it refuses, and what may interrupt it."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -9,10 +10,12 @@ import signal
 import stat
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import ROOT, run_python
@@ -415,6 +418,18 @@ def test_the_base_of_a_plain_copy_is_the_tag_of_its_version(house, capsys):
     assert house.text("loop.py") == edited((1, "mine = 1"), (9, "theirs = 2"))
 
 
+def test_the_base_of_a_plain_copy_made_before_its_version_was_released_is_the_commit_it_was_made_from(house, capsys):
+    house.release("0.2.0", {"loop.py": edited((4, "draft = 1")), "step.py": edited((4, "draft = 1"))}, tag=False)
+    house.copied_plainly()
+    write(house.copy, {"step.py": edited((4, "draft = 1"), (0, "mine = 1"))})
+    house.release("0.2.0", {"loop.py": edited((4, "final = 1")), "step.py": edited((4, "final = 1"))})
+    house.run("upgrade", "--from", str(house.upstream))
+    out = capsys.readouterr().out
+    assert f"by its files: {len(FIRST) - 1} of {len(FIRST)}" in out and said(out, "changed upstream only", "loop.py")
+    assert house.text("loop.py") == edited((4, "final = 1"))
+    assert house.text("step.py") == edited((4, "final = 1"), (0, "mine = 1"))
+
+
 def test_the_base_of_a_plain_copy_without_a_known_version_is_the_commit_most_alike(house, capsys):
     house.release("0.1.5", {"loop.py": edited((4, "between = 1"))}, tag=False)
     alike = git("rev-parse", "--short=10", "HEAD", at=house.upstream).strip()
@@ -452,6 +467,19 @@ def test_it_upgrades_itself_by_path_while_conflict_markers_stand_in_init_and_nev
     assert "v0.2.0" in done.stdout and not (tmp_path / "trapped").exists()
 
 
+def test_upgrade_py_that_both_sides_changed_is_kept_so_that_it_still_runs(house, capsys):
+    script = (ROOT / "template/upgrade.py").read_text()
+    house.release("0.1.1", {"upgrade.py": script + "# first\n"})
+    house.copied()
+    write(house.copy, {"upgrade.py": script + "# mine\n"})
+    house.release("0.2.0", {"upgrade.py": script + "# second\n"})
+    house.run("upgrade", code=1)
+    assert "Resolve by hand: upgrade.py" in capsys.readouterr().out
+    assert house.text("upgrade.py") == script + "# mine\n"
+    assert house.text("upgrade.py.upstream-v0.2.0") == script + "# second\n"
+    house.run("status")
+
+
 # --- a lean copy --------------------------------------------------------------------------------------------------------
 
 
@@ -469,6 +497,31 @@ def test_a_lean_copy_stays_lean_and_names_what_is_new_upstream(house, capsys):
     house.release("0.3.0", {"callbacks/average.py": LINES + "ema = 3\n"})
     house.run("upgrade")
     assert house.text("callbacks/average.py") == LINES + "ema = 3\n" and snapshot(house.copy).keys() == lean
+
+
+def test_what_was_left_out_comes_when_it_is_named_and_belongs_to_the_copy_from_then_on(house, capsys):
+    house.copied("--only", "core").run("upgrade", "--with", "callbacks/ema")
+    assert said(capsys.readouterr().out, "named by --with: added", "callbacks/ema.py")
+    assert house.text("callbacks/ema.py") == FIRST["callbacks/ema.py"] and not (house.copy / "tools/export.py").exists()
+    assert json.loads(house.text(".upstream"))["only"] == ["callbacks/ema"]
+    house.release("0.2.0", {"callbacks/ema.py": LINES + "ema = 2\n", "tools/export.py": LINES + "export = 2\n"})
+    house.run("upgrade")
+    assert house.text("callbacks/ema.py") == LINES + "ema = 2\n" and not (house.copy / "tools/export.py").exists()
+
+
+def test_what_was_deleted_here_comes_back_when_it_is_named_and_what_is_there_is_not_touched(house):
+    house.copied()
+    write(house.copy, {"loop.py": None, "callbacks/bar.py": None, "callbacks/ema.py": None, "step.py": edited((1, "mine"))})
+    house.run("upgrade", "--with", "core,callbacks/ema")
+    assert house.text("loop.py") == LINES and house.text("callbacks/ema.py") == FIRST["callbacks/ema.py"]
+    assert house.text("step.py") == edited((1, "mine")) and not (house.copy / "callbacks/bar.py").exists()
+    assert json.loads(house.text(".upstream"))["only"] is None
+
+
+def test_with_refuses_a_part_that_there_is_not_in_the_version_upgraded_to(house, capsys):
+    house.copied("--only", "core").run("upgrade", "--with", "callbacks/swa,callbacks/ema", code=2)
+    assert "--with must name parts of the template, got callbacks/swa. There are: " in capsys.readouterr().err
+    assert not (house.copy / "callbacks/ema.py").exists()
 
 
 def test_copy_refuses_a_part_that_there_is_not_and_lists_those_there_are(house, capsys):
@@ -887,46 +940,68 @@ def test_an_edit_made_after_a_kill_is_not_overwritten_and_the_old_file_stays_bes
 
 # --- the real folder ----------------------------------------------------------------------------------------------------
 
+VERSION = upgrade.version_in((ROOT / "template/__init__.py").read_bytes())
+OLD_VERSION, OLD_COMMIT = "0.1.0", "1728bdf"  # of this repository: before there was an upgrade.py
 
-def scratch_clone(folder):
-    """The present template as the repository of a release, v<__version__>."""
-    shutil.copytree(ROOT / "template", folder / "template", ignore=shutil.ignore_patterns("__pycache__"))
-    git("init", "-q", ".", at=folder)
+
+def commit_all(folder, message, tag=None):
+    if not (folder / ".git").exists():
+        git("init", "-q", ".", at=folder)
     git("add", "-A", at=folder)
-    git("commit", "-q", "-m", "first", at=folder)
-    version = upgrade.version_in((ROOT / "template/__init__.py").read_bytes())
-    git("tag", f"v{version}", at=folder)
-    return version
+    git("commit", "-q", "-m", message, at=folder)
+    if tag:
+        git("tag", tag, at=folder)
+
+
+def release_of_the_present_template(upstream):
+    shutil.rmtree(upstream / "template", ignore_errors=True)
+    shutil.copytree(ROOT / "template", upstream / "template", ignore=shutil.ignore_patterns("__pycache__"))
+    commit_all(upstream, "present", f"v{VERSION}")
+
+
+def release_of_the_old_template(upstream):
+    found = subprocess.run(["git", "archive", OLD_COMMIT, "template"], cwd=ROOT, capture_output=True)
+    if found.returncode:
+        pytest.skip(f"commit {OLD_COMMIT}, version {OLD_VERSION}, is not in the history of this folder: not a full clone")
+    with tarfile.open(fileobj=io.BytesIO(found.stdout)) as archive:
+        archive.extractall(upstream)
+    commit_all(upstream, "old", f"v{OLD_VERSION}")
 
 
 TRAIN = """
 import sys
+from importlib import import_module
 import torch
-from utils import EarlyStopping, TemplateModel
 
-class Trainer(TemplateModel):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        x = torch.randn(60, 4)
-        model = torch.nn.Linear(4, 2)
-        self.model_list = [model]
-        self.optimizer_list = [torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)]
-        self.criterion = torch.nn.CrossEntropyLoss()
-        data = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
-        self.train_loader = torch.utils.data.DataLoader(data, 5, shuffle=True)
-        self.eval_loader = torch.utils.data.DataLoader(data, 5)
-        self.callbacks = [EarlyStopping(patience=50)]
-        self.ckpt_dir = "check_point/run"
-        self.seed = 1
+def train(package, epochs, resume, callbacks=()):
+    class Trainer(import_module(f"{package}.template").TemplateModel):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            x = torch.randn(60, 4)
+            model = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Dropout(0.1))
+            self.model_list = [model]
+            self.optimizer_list = [torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)]
+            self.criterion = torch.nn.CrossEntropyLoss()
+            data = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
+            self.train_loader = torch.utils.data.DataLoader(data, 5, shuffle=True)
+            self.eval_loader = torch.utils.data.DataLoader(data, 5)
+            self.callbacks = list(callbacks)
+            self.ckpt_dir = f"check_point/{package}"
+            self.seed = 1
 
-trainer = Trainer()
-trainer.check_init(use_tb=False)
-print("loaded", trainer.load_state("auto"), "at epoch", trainer.epoch)
-for epoch in trainer.epochs(int(sys.argv[1])):
-    trainer.train_loop()
-    trainer.eval()
-print("ended after epoch", trainer.epoch)
+    trainer = Trainer()
+    trainer.check_init(use_tb=False)
+    if resume:
+        print("loaded", trainer.load_state("auto"), "at epoch", trainer.epoch)
+    for epoch in trainer.epochs(epochs):
+        trainer.train_loop()
+        trainer.eval()
+    print("ended after epoch", trainer.epoch)
+"""
+TRAIN_UTILS = TRAIN + """
+from utils import EarlyStopping
+train("utils", int(sys.argv[1]), "--resume" in sys.argv, [EarlyStopping(patience=50)])
 """
 
 
@@ -936,42 +1011,122 @@ def insert_after(path, line, new):
     path.write_text(text.replace(line, line + new))
 
 
+def contents(folder):
+    return {path: data for path, (data, _) in snapshot(folder).items()}
+
+
+def edit_by_hand(folder):
+    insert_after(folder / "template.py", "from pathlib import Path\n", "\nMY_EDIT = True\n")
+    insert_after(folder / "callbacks/early_stopping.py", "import math\n", "\nMY_EDIT = True\n")
+
+
 @pytest.mark.slow
-def test_a_project_trains_edits_its_copy_upgrades_and_resumes_the_old_checkpoint(tmp_path):
-    clone, project = tmp_path / "clone", tmp_path / "project ü"
-    version = scratch_clone(clone)
-    run_python(clone / "template/upgrade.py", "copy", project / "utils", cwd=tmp_path)
-    write(project, {"train.py": TRAIN, ".gitignore": "check_point/\nruns/\n__pycache__/\n"})
+def test_a_copy_of_the_first_version_is_edited_upgraded_to_the_present_one_and_resumes_its_old_checkpoint(tmp_path, capsys):
+    upstream, project, expected = tmp_path / "upstream", tmp_path / "project ü", tmp_path / "expected"
+    utils = project / "utils"
+    upstream.mkdir()
+    release_of_the_old_template(upstream)
+    shutil.copytree(upstream / "template", utils)
+    write(project, {"train.py": TRAIN_UTILS, ".gitignore": "check_point/\nruns/\n__pycache__/\n"})
+    release_of_the_present_template(upstream)
+    run_python("train.py", 3, cwd=project)
+    (project / "check_point").rename(project / "check_point of 3 epochs without an upgrade")
     run_python("train.py", 2, cwd=project)
-    mine, theirs = project / "utils", clone / "template"
-    insert_after(mine / "template.py", "from pathlib import Path\n", "\nMY_EDIT = True\n")
-    insert_after(mine / "callbacks/early_stopping.py", "import math\n", "\nMY_EDIT = True\n")
-    git("init", "-q", ".", at=project)
-    git("add", "-A", at=project)
-    git("commit", "-q", "-m", "mine", at=project)
-    for name in ("template.py", "callbacks/early_stopping.py"):
-        (theirs / name).write_text((theirs / name).read_text() + "\n\nTHEIR_EDIT = True\n")
-    init = (theirs / "__init__.py").read_text().replace(f'"{version}"', '"99.0.0"')
-    write(theirs, {"__init__.py": init, "callbacks/added.py": "ADDED = True\n"})
-    git("add", "-A", at=clone)
-    git("commit", "-q", "-m", "second", at=clone)
-    git("tag", "v99.0.0", at=clone)
-    seconds = {}
-    for command in ("status", "upgrade"):
-        start = time.perf_counter()
-        run_python(mine / "upgrade.py", command, cwd=tmp_path)
-        seconds[command] = time.perf_counter() - start
-    print("\nthe whole folder:", ", ".join(f"{command} {value:.2f} s" for command, value in seconds.items()))
-    for name in ("template.py", "callbacks/early_stopping.py"):
-        assert "MY_EDIT" in (mine / name).read_text() and "THEIR_EDIT" in (mine / name).read_text()
-    done = run_python("train.py", 3, cwd=project)
+
+    edit_by_hand(utils)
+    shutil.copy(ROOT / "template/upgrade.py", utils)
+    write(project, {".gitignore": "check_point*\nruns/\n__pycache__/\n"})
+    commit_all(project, "mine, and upgrade.py of the present version")
+    done = run_python(utils / "upgrade.py", "upgrade", "--from", upstream, cwd=tmp_path)
+    assert f"v{OLD_VERSION}" in done.stdout and "by __version__" in done.stdout and "CONFLICT" not in done.stdout
+    assert said(done.stdout, "changed on both sides: merged", "template.py")
+    assert said(done.stdout, "changed here only: kept", "callbacks/early_stopping.py")
+    shutil.copytree(upstream / "template", expected)
+    edit_by_hand(expected)  # what somebody who starts from the present version would have made
+    assert contents(utils) == {**contents(expected), ".upstream": (utils / ".upstream").read_bytes()}
+
+    done = run_python("train.py", 3, "--resume", cwd=project)
     assert re.search(r"loaded \S*last.pth at epoch 2", done.stdout) and "ended after epoch 3" in done.stdout, done.stdout
-    done = run_python(mine / "upgrade.py", "upgrade", "--force", cwd=tmp_path)
-    assert "Nothing to do: The copy is at v99.0.0" in done.stdout
+    one, other = (torch.load(project / folder / "utils/last.pth")["model0"]
+                  for folder in ("check_point of 3 epochs without an upgrade", "check_point"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+    commit_all(project, "upgraded")
+    seconds = {}
+    for command in ("upgrade", "status", "diff --mine"):
+        start = time.perf_counter()
+        done = run_python(utils / "upgrade.py", *command.split(), cwd=tmp_path)
+        seconds[command] = time.perf_counter() - start
+    assert done.stdout.count("+MY_EDIT = True") == 2 and git("status", "--porcelain", at=project) == ""
+    with capsys.disabled():
+        print("\nthe whole folder:", ", ".join(f"{command} {value:.2f} s" for command, value in seconds.items()))
 
 
-def test_a_tag_on_this_commit_is_the_version():
-    done = subprocess.run(["git", "tag", "--points-at", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    tags = [tag for tag in done.stdout.split() if tag.startswith("v")]
-    version = upgrade.version_in((ROOT / "template/__init__.py").read_bytes())
-    assert tags in ([], [f"v{version}"]), "a release's tag is v and __version__"
+@pytest.mark.slow
+def test_a_lean_copy_trains_so_does_one_without_any_one_part_and_a_missing_part_says_how_it_comes(tmp_path):
+    upstream, project = tmp_path / "upstream", tmp_path / "project"
+    upstream.mkdir()
+    release_of_the_present_template(upstream)
+    run_python(upstream / "template/upgrade.py", "copy", project / "lean", "--only", "core", cwd=tmp_path)
+    parts = sorted({upgrade.part_of(path) for path in snapshot(upstream / "template")} - {"core"})
+    assert "callbacks/early_stopping" in parts and "tools/throughput" in parts
+    assert {upgrade.part_of(path) for path in snapshot(project / "lean")} == {"core"}
+    packages = ["lean"]
+    for part in parts:
+        packages.append("without_" + part.replace("/", "_"))
+        shutil.copytree(upstream / "template", project / packages[-1])
+        (project / packages[-1] / f"{part}.py").unlink()
+    write(project, {"train.py": TRAIN + f"for package in {packages}:\n    train(package, 1, resume=False)\n"})
+    run_python("train.py", cwd=project)
+    assert {path.parent.name for path in project.glob("check_point/*/last.pth")} == set(packages)
+
+    done = run_python("-c", "from lean import EarlyStopping", cwd=project, check=False)
+    message = done.stderr.strip().splitlines()[-1]
+    assert "EarlyStopping is in callbacks/early_stopping.py, which is not there: it was left out of this copy" in message
+    _, _, command = message.partition("To get it: python ")
+    run_python(*command.split(), cwd=project)
+    run_python("-c", "from lean import EarlyStopping, TemplateModel", cwd=project)
+    assert not (project / "lean/callbacks/history.py").exists()
+
+
+# --- releases -----------------------------------------------------------------------------------------------------------
+
+
+def release_mistakes(root):
+    """What is wrong with the release that the commit checked out in ``root`` is, or with its being none."""
+    version = f"v{upgrade.version_in((root / 'template/__init__.py').read_bytes())}"
+    is_unreleased = f"## {version[1:]} (unreleased)\n" in (root / "CHANGELOG.md").read_text()
+    tags = [tag for tag in git("tag", "--points-at", "HEAD", at=root).split() if re.match(r"v\d", tag)]
+    if tags and tags != [version]:
+        return f"the tag of a release is v and __version__, {version}, got {tags}"
+    if tags and is_unreleased:
+        return f"CHANGELOG.md calls {version} unreleased, and it is tagged"
+    exists = version in git("tag", at=root).split()
+    if exists and git("diff", "--name-only", version, "HEAD", "--", "template", at=root):
+        return f"{version} is released and template/ has changed since: set the next __version__ and head it in CHANGELOG.md"
+    return ""
+
+
+def test_a_tag_on_this_commit_is_the_version_and_a_released_version_is_not_changed_any_more():
+    found = subprocess.run(["git", "rev-parse", "--show-toplevel"], cwd=ROOT, capture_output=True, text=True)
+    if found.returncode or Path(found.stdout.strip()).resolve() != ROOT:
+        pytest.skip("not a git clone, so there are no tags to compare with")
+    assert release_mistakes(ROOT) == ""
+
+
+def test_the_check_of_releases_finds_a_wrong_tag_a_forgotten_changelog_and_a_change_behind_a_release(tmp_path):
+    def state(version, unreleased, tag=None, code="1"):
+        heading = f"## {version}{' (unreleased)' if unreleased else ''}\n"
+        write(tmp_path, {"template/__init__.py": f'__version__ = "{version}"\n', "template/code.py": code,
+                         "CHANGELOG.md": heading, "train.py": os.urandom(4)})
+        commit_all(tmp_path, "state", tag)
+        return release_mistakes(tmp_path)
+
+    assert state("0.1.0", unreleased=True) == ""
+    assert "got ['v0.1.1']" in state("0.1.0", unreleased=False, tag="v0.1.1")
+    assert "calls v0.1.0 unreleased" in state("0.1.0", unreleased=True, tag="v0.1.0")
+    git("tag", "-d", "v0.1.0", at=tmp_path)
+    assert state("0.1.0", unreleased=False, tag="v0.1.0") == ""
+    assert state("0.1.0", unreleased=False) == ""  # what is outside of template/ may change
+    assert "set the next __version__" in state("0.1.0", unreleased=False, code="2")
+    assert state("0.2.0", unreleased=True, code="2") == ""
