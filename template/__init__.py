@@ -8,7 +8,7 @@ Names are imported when they are first used, so ``import utils`` costs nothing.
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "TemplateModel": ".template",
@@ -35,7 +35,16 @@ __all__ = ["__version__", *_HOMES]
 def __getattr__(name):
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")
-    value = globals()[name] = getattr(import_module(_HOMES[name], __name__), name)
+    try:
+        value = globals()[name] = getattr(import_module(_HOMES[name], __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name != __name__ + _HOMES[name]:
+            raise
+        file = _HOMES[name][1:].replace(".", "/")
+        part = file if "/" in file else "core"
+        raise ModuleNotFoundError(
+            f"{name} is in {file}.py, which is not there: it was left out of this copy, or deleted. To get it: "
+            f"python {__path__[0]}/upgrade.py upgrade --with {part}", name=error.name) from None
     return value
 
 

@@ -173,6 +173,17 @@ def test_importing_the_package_brings_no_heavy_module_that_is_not_used(tmp_path)
     assert run_python("-c", code, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}).stdout.strip() == "[]"
 
 
+def test_a_public_name_whose_file_was_deleted_is_an_error_that_says_how_to_get_it(tmp_path):
+    subprocess.run(["cp", "-r", str(PACKAGE), str(tmp_path / "utils")], check=True)
+    (tmp_path / "utils/callbacks/profile.py").unlink()
+    (tmp_path / "utils/metrics.py").write_text("import nowhere\n")
+    done = run_python("-c", "from utils import Profile", cwd=tmp_path, check=False)
+    assert "Profile is in callbacks/profile.py, which is not there" in done.stderr
+    assert f"python {tmp_path}/utils/upgrade.py upgrade --with callbacks/profile" in done.stderr
+    done = run_python("-c", "from utils import Mean", cwd=tmp_path, check=False)
+    assert "No module named 'nowhere'" in done.stderr and "upgrade.py" not in done.stderr
+
+
 def test_an_unknown_public_name_is_an_error_that_lists_what_there_is():
     import template
 
