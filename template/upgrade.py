@@ -41,7 +41,7 @@ _VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
 _ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES",
            "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX")  # set in a git hook, and about another repository
-_WORDS = {
+WORDS = {
     "yours": "changed here only: kept",
     "taken": "changed upstream only: taken",
     "same": "the same on both sides: kept",
@@ -600,7 +600,7 @@ def compare(folder, origin, to=None, parts=None):
 
 
 def show(steps):
-    for kind, words in _WORDS.items():
+    for kind, words in WORDS.items():
         for step in steps:
             if step.kind == kind:
                 print(f"  {words:<50} {step.path}" + (f"  ({step.note})" if step.note else ""))
