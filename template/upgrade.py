@@ -168,6 +168,13 @@ def contents(clone, files):
     return found
 
 
+def was_upstream(clone, path, data):
+    """Whether some commit of upstream had these bytes at ``path``."""
+    blob = git("hash-object", "--stdin", at=clone, stdin=lf(data)).decode().strip()
+    found = run_git("log", "--all", "-1", "--format=%H", f"--find-object={blob}", "--", f"{SOURCE}/{path}", at=clone)
+    return bool(found.stdout)
+
+
 def renamed(clone, base, target):
     """``{new path: old path}`` where git finds that upstream renamed a file."""
     out = git("diff-tree", "-r", "-z", "-M", "--name-status", "--diff-filter=R", f"{base}:{SOURCE}", f"{target}:{SOURCE}",
@@ -590,7 +597,10 @@ def compare(folder, origin, to=None, parts=None):
         base_files, files = tree(clone, base_commit), tree(clone, commit)
         base, theirs, renames = contents(clone, base_files), contents(clone, files), renamed(clone, base_commit, commit)
         newest = (versions(clone) or ["no version"])[-1]
-    mine = read_copy(folder, base.keys() | theirs.keys())
+        mine = read_copy(folder, base.keys() | theirs.keys())
+        for path in mine.keys() - base.keys():  # new upstream: yours too, or one that you took from there
+            if was_upstream(clone, path, mine[path]):
+                base[path] = mine[path]
     wanted, only = named_parts("--with", parts, files), stamp["only"] if stamp else None
     if only is not None:  # what was renamed upstream stays in
         only = sorted({*only, *wanted, *(part_of(new) for new, old in renames.items() if old in mine)} - {"core"})

@@ -215,6 +215,17 @@ def test_new_files_come_and_a_file_of_yours_by_that_name_loses_nothing(house, ca
     assert (house.copy / "data.bin.upstream-v0.2.0").read_bytes() == b"\0theirs"
 
 
+def test_a_file_that_you_took_from_a_later_version_by_hand_is_not_taken_for_an_edit_of_yours(house, capsys):
+    house.copied()
+    house.release("0.2.0", {"tool.py": LINES, "other.py": LINES})
+    house.release("0.3.0", {"tool.py": edited((4, "later = 1")), "other.py": edited((4, "later = 1"))})
+    write(house.copy, {"tool.py": LINES.replace("\n", "\r\n"), "other.py": edited((4, "mine = 1"))})
+    house.run("upgrade", code=1)
+    out = capsys.readouterr().out
+    assert said(out, "changed upstream only", "tool.py") and said(out, "CONFLICT", "other.py")
+    assert (house.copy / "tool.py").read_bytes() == edited((4, "later = 1")).replace("\n", "\r\n").encode()
+
+
 def test_a_file_deleted_here_stays_deleted_and_is_named_when_upstream_changed_it(house, capsys):
     house.copied()
     write(house.copy, {"loop.py": None, "callbacks/bar.py": None})
@@ -917,6 +928,22 @@ def test_an_interruption_at_any_file_operation_leaves_the_copy_as_before_or_as_a
     assert moment > 40 and outcomes["before"] and outcomes["after"]
     with capsys.disabled():
         print(f"\n{how}: {moment - 1} file operations; right after it the copy was {outcomes}")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_copy_that_was_killed_half_way_is_made_anew_by_the_next_start(house):
+    halves = set()
+    for moment in (1, 5, 27, 30, 33, 36):
+        def work(moment=moment):
+            interrupted_at(moment, "kill", house.copy)
+            return upgrade.main(["copy", str(house.copy)], house.template)
+
+        assert os.WIFSIGNALED(in_a_child(work))
+        halves.add(len([path for path in snapshot(house.copy) if not path.startswith(".upgrade")]))
+        house.copied()
+        assert snapshot(house.copy).keys() == {*FIRST, ".upstream"}
+        shutil.rmtree(house.copy)
+    assert min(halves) == 0 and len(halves) > 2, halves
 
 
 def test_an_edit_made_after_a_kill_is_not_overwritten_and_the_old_file_stays_beside_it(house, monkeypatch, capsys):
