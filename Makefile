@@ -1,5 +1,5 @@
 # make train: sets up .venv and trains on real digits.   make test: sets up .venv and runs all tests.
-# make faults: kills, damages, full disks and hostile files in great number, 10 to 20 minutes, with a table of figures.
+# make faults: kills, damages, full disks and hostile files in great number, 15 to 30 minutes, with a table of figures.
 # make bench: sets up .venv and prints what updates, checkpoints and imports cost here, in about ten minutes.
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,8 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 faults: $(VENV)/.test
-	FAULTS=long PYTHONPATH=tests $(BIN)/python -m pytest -n 2 -p fault_figures tests/test_faults.py $(ARGS)
+	FAULTS=long PYTHONPATH=tests $(BIN)/python -m pytest -n 2 -p fault_figures tests/test_faults.py \
+		tests/test_failures_dist.py $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

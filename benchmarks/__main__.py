@@ -10,7 +10,7 @@ import argparse
 import sys
 from importlib import import_module
 
-BENCHMARKS = ("loop", "growth", "checkpoint", "imports", "gpu")
+BENCHMARKS = ("loop", "growth", "checkpoint", "imports", "scaling", "gpu")
 
 
 def main():

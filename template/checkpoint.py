@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import run_folder
+from . import run_folder, sharded
 from .plain_data import refuse_objects
 
 _IS_FOLDER = 0x10  # zip's bit that no CRC covers: torch skips such a record and leaves its tensor uninitialised
@@ -122,6 +122,11 @@ def read(path):
         raise CheckpointError(f"{path} is damaged, cut short or cannot be read: {_reason(error)}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not the dict of a checkpoint.")
+    if "shards" in state:
+        try:
+            sharded.verify(path.parent, state["shards"])
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise CheckpointError(f"{path} cannot be used: {error}.") from error
     return state
 
 
@@ -194,10 +199,11 @@ def epoch_files(folder):
 
 
 def keep_newest(folder, count):
-    """Delete all but the ``count`` highest-numbered ``epoch<N>.pth``; None keeps all."""
+    """Delete all but the ``count`` highest-numbered ``epoch<N>.pth``, None keeps all; and parts that no file names."""
     if count is not None:
         for path in epoch_files(folder)[:-count]:
             path.unlink()
+    sharded.remove_unnamed(folder)
 
 
 def newest(folder):
@@ -218,7 +224,7 @@ def newest(folder):
         except CheckpointError as error:
             skipped.append(str(error))
             continue
-        if "optimizer_list0" not in state:
+        if not {"optimizer_list0", "shards"} & state.keys():
             skipped.append(f"{path} holds weights only.")
             continue
         progress = (state.get("global_step", 0), state.get("epochs_done", state.get("epoch", 0)))

@@ -6,17 +6,19 @@ training. What certainly breaks the run is an error, what may be meant is a ``Us
 """
 
 import difflib
-import os
 import sys
 import warnings
 
 import torch
 from torch import nn
+from torch.utils.data import DistributedSampler
 
 from . import lr_scheduler
 from .defaults import CLASS_INDEX_CRITERIA
+from .distributed import is_asked_for
 from .hooks import Callback
 from .nested import loader_length
+from .parallel import MODES
 from .prepare import COMPILE_MODES, MATMUL_PRECISIONS
 from .seeding import capture_rng, restore_rng
 
@@ -34,6 +36,7 @@ def check_attributes(model):
     _check_loader(model.train_loader, "train_loader")
     if model.eval_loader is not None:
         _check_loader(model.eval_loader, "eval_loader")
+    _check_sampler(model)
     _check_same_data(model)
     _check_parameters(model)
     _check_hidden_methods(model)
@@ -60,7 +63,7 @@ def _check_choices(model):
         "lr_scheduler_type": (None, *lr_scheduler.SCHEDULES),
         "lr_scheduler_interval": (None, *lr_scheduler.INTERVALS),
         "warm_up_mode": lr_scheduler.WARM_UP_MODES,
-        "parallel": ("auto", None),
+        "parallel": MODES,
         "compile": (False, True, *COMPILE_MODES),
         "channels_last": (False, True),
         "matmul_precision": (None, *MATMUL_PRECISIONS),
@@ -96,11 +99,8 @@ def _check_choices(model):
             raise TypeError(f"warm_up_scheduler_list must hold WarmUpLR objects, got {_short(warm_up)}.")
     if model.callbacks is not None and not isinstance(model.callbacks, (list, tuple)):
         raise TypeError(f"callbacks must be a list, got {_short(model.callbacks)}.")
-    if model.parallel == "auto" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            f"This version trains in one process; the environment asks for WORLD_SIZE={os.environ['WORLD_SIZE']}. Start "
-            "it with python instead of torchrun, or set parallel = None to train each process on its own."
-        )
+    if model.sync_batchnorm and torch.device(model.device).type != "cuda":
+        raise ValueError("sync_batchnorm = True needs GPUs: torch has no SyncBatchNorm for the CPU. Set it to False there.")
 
 
 def _check_loader(loader, name):
@@ -119,6 +119,18 @@ def _check_loader(loader, name):
             )
         if isinstance(loader, dict) and loader_length(part) is None and name == "train_loader":
             raise ValueError("The loaders in a dict need a len(), so that the longest one can end the epoch.")
+
+
+def _check_sampler(model):
+    """Ranks take their shares by themselves."""
+    if model.parallel is None or not is_asked_for():
+        return
+    for loader in (model.train_loader, model.eval_loader):
+        for part in loader.values() if isinstance(loader, dict) else [loader]:
+            samplers = (getattr(part, "sampler", None), getattr(getattr(part, "batch_sampler", None), "sampler", None))
+            if any(isinstance(sampler, DistributedSampler) for sampler in samplers):
+                raise ValueError("A DistributedSampler would divide the data among the ranks a second time. Give the "
+                                 "DataLoader shuffle=True instead, or set parallel = None.")
 
 
 def _check_same_data(model):

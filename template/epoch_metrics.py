@@ -7,9 +7,13 @@
 The accumulators that ``metric()`` returns are in ``metrics.py``.
 """
 
+import copy
+
 import torch
 
+from .distributed import ALONE
 from .metrics import Confusion, Mean, Metric, Score, one_number, to_floats, to_number
+from .nested import to_device
 
 
 class RunningLosses:
@@ -19,6 +23,7 @@ class RunningLosses:
     """
 
     def __init__(self):
+        self.world = ALONE
         self.reset()
 
     def update(self, losses, num_samples):
@@ -28,16 +33,21 @@ class RunningLosses:
         self.pending.append((kept, num_samples))
 
     def fetch(self):
-        """The window so far: ``[({name: float}, num_samples), …]``, one entry per batch."""
+        """The window so far: ``[({name: float}, num_samples), …]``, an entry per batch of any rank, in the order of data."""
         pending, self.pending = self.pending, []
         fetched = iter(to_floats([value for losses, _ in pending for value in losses.values()]))
-        self.recent += [(dict(zip(losses, fetched)), num_samples) for losses, num_samples in pending]
+        new = [(dict(zip(losses, fetched)), num_samples) for losses, num_samples in pending]
+        if self.world.size > 1:
+            new = [entry for batches in zip(*self.world.gather(new)) for entry in batches]
+        self.recent += new
         return self.recent
 
     def window(self):
         """Means over the window's samples by name; the next window begins."""
         sums = {}
         for losses, num_samples in self.fetch():
+            if not num_samples:  # of a rank that had nothing in its share
+                continue
             for name, value in losses.items():
                 total, weight = sums.get(name, (0.0, 0))
                 sums[name] = total + value * num_samples, weight + num_samples
@@ -57,7 +67,8 @@ class RunningLosses:
         self.totals = {}
 
     def state_dict(self):
-        return {"recent": [[dict(losses), num_samples] for losses, num_samples in self.fetch()],
+        self.fetch()
+        return {"recent": [[dict(losses), num_samples] for losses, num_samples in self.recent],
                 "totals": {name: list(pair) for name, pair in self.totals.items()}}
 
     def load_state_dict(self, state):
@@ -98,8 +109,22 @@ class EpochMetrics:
                     )
                 total.merge(value)
 
-    def compute(self):
-        """``{name: number or tensor}``; a metric that computes to a dict adds its own names."""
+    def compute(self, world=ALONE):
+        """``{name: number or tensor}`` of all ranks; a metric that computes to a dict adds its own names."""
+        if world.size == 1:
+            return self._computed()
+        gathered = world.gather({name: _state_of(total) for name, total in self.totals.items()})
+        return world.from_main(lambda: self._merged(gathered)._computed())
+
+    def _merged(self, gathered):
+        """With what the other ranks have seen, in new objects: several scores may share the user's."""
+        merged = EpochMetrics()
+        for name, total in self.totals.items():  # rank 0 has seen the first batch, so it knows every name
+            states = [states[name] for states in gathered if name in states]
+            merged.totals[name] = _joined(total, states)
+        return merged
+
+    def _computed(self):
         results = {}
         for name, total in self.totals.items():
             value = total.compute()
@@ -112,21 +137,42 @@ class EpochMetrics:
             total.reset()
         self.totals = {}
 
-    def reduce(self, all_gather):
-        """Make every rank's totals those of all ranks together, in new objects: several scores may share the user's.
 
-        Args:
-            all_gather: takes this rank's ``{name: state}`` and returns the list of all ranks', in rank order.
-        """
-        own = {name: total for name, total in self.totals.items() if isinstance(total, Metric)}
-        gathered = all_gather({name: total.state_dict() for name, total in own.items()})
-        for total in own.values():
-            total.reset()  # one that the user made once starts the next epoch empty
-        for name, total in own.items():
-            first, *others = [_like(total, states[name]) for states in gathered if name in states]
-            for other in others:
-                first.merge(other)
-            self.totals[name] = first
+def _state_of(metric):
+    """On the host; torchmetrics' objects keep theirs in ``metric_state``."""
+    if isinstance(metric, Metric):
+        return metric.state_dict()
+    if isinstance(metric, torch.nn.ModuleDict):  # torchmetrics' MetricCollection
+        return {name: _state_of(part) for name, part in metric.items(keep_base=True)}
+    if not hasattr(metric, "metric_state"):
+        raise TypeError("Several processes need metrics that can be merged: Mean, Stored, Confusion or torchmetrics' "
+                        f"objects; got a {type(metric).__name__}.")
+    return to_device(dict(metric.metric_state), torch.device("cpu"))
+
+
+def _joined(metric, states):
+    """A metric of the same kind that holds all of ``states``."""
+    if isinstance(metric, Metric):
+        first, *others = [_like(metric, state) for state in states]
+        for other in others:
+            first.merge(other)
+        return first
+    if isinstance(metric, torch.nn.ModuleDict):
+        metric = copy.deepcopy(metric)
+        for name, part in metric.items(keep_base=True):  # each with a state of its own from here on
+            _merge(part, [state[name] for state in states[1:]])
+        return metric
+    return _merge(copy.deepcopy(metric), states[1:])
+
+
+def _merge(metric, states):
+    """Take the states of other ranks into one of torchmetrics' objects."""
+    device = metric.device
+    metric.cpu()
+    metric.distributed_available_fn = lambda: False  # it would gather by itself
+    for state in states:
+        metric.merge_state(state)
+    return metric.to(device)
 
 
 def _like(metric, state):

@@ -11,6 +11,8 @@ A skipped update changes no weight. What the forward pass changed (statistics of
 
 import torch
 
+from .distributed import ALONE
+
 
 class SkipGuard:
     """Skips updates, up to ``limit`` in a row.
@@ -18,11 +20,13 @@ class SkipGuard:
     Args:
         limit: at least 1.
         tell: called after each skipped update with the number of them in a row.
+        world: the ranks, which skip an update together.
     """
 
-    def __init__(self, limit, tell):
+    def __init__(self, limit, tell, world=ALONE):
         self.limit = limit
         self.tell = tell
+        self.world = world
         self.skipped = 0     # by this one
         self._in_a_row = 0
         self._losses = []    # of the group
@@ -33,9 +37,9 @@ class SkipGuard:
 
     def allows(self, parameters):
         """Whether the losses of the group and the gradients of ``parameters`` are finite."""
-        gradients = [p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in parameters if p.grad is not None]
+        gradients = [_values(p.grad) for p in parameters if p.grad is not None]
         is_finite = [values.isfinite().all() for values in (*self._losses, *gradients)]
-        fine = all(torch.stack(group).all().item() for group in _by_device(is_finite))
+        fine = not self.world.any(not all(torch.stack(group).all().item() for group in _by_device(is_finite)))
         self._refused = self._refused or not fine
         return fine
 
@@ -46,6 +50,13 @@ class SkipGuard:
             self._refused = False
             self.skipped += 1
             self.tell(self._in_a_row)
+
+
+def _values(gradient):
+    """What of a gradient is on this rank."""
+    if gradient.is_sparse:
+        return gradient.coalesce().values()
+    return gradient.to_local() if hasattr(gradient, "to_local") else gradient
 
 
 def _by_device(tensors):

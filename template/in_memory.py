@@ -74,10 +74,24 @@ class TensorLoader:
 
     def epoch(self, seed, epoch, start=0):
         """Batches of one epoch from batch ``start`` on."""
+        return self.read(seed, epoch, list(enumerate(self.bounds()))[start:])
+
+    def bounds(self):
+        """Where in an epoch's order each batch lies, as ranges."""
+        count = len(self.tensors[0])
+        starts = range(0, len(self) * self.batch_size, self.batch_size)
+        return [range(start, min(start + self.batch_size, count)) for start in starts]
+
+    def read(self, seed, epoch, numbered):
+        """Some batches of one epoch.
+
+        Args:
+            numbered: those that are wanted, as pairs of number and bounds.
+        """
         order_N = self._order(seed, epoch)
         generators = own_generators(self.transform)
-        for number in range(start, len(self)):
-            chosen = slice(number * self.batch_size, (number + 1) * self.batch_size)
+        for number, bounds in numbered:
+            chosen = slice(bounds.start, bounds.stop)
             if self.shuffle:
                 chosen_B = order_N[chosen]
                 batch = tuple([tensor.index_select(0, chosen_B) for tensor in self.tensors])

@@ -9,6 +9,9 @@ sampler, and seeds the dataset's randomness per batch: the same stream for any n
 Datasets that are iterated (``IterableDataset``, a list, a generator function's object) are replayed instead.
 
 A ``TensorLoader``, and a ``DataLoader`` over a ``TensorDataset``, are read by slicing: see ``in_memory.py``.
+
+Among several processes each gets its share of the same order: see ``shares.py``. Positions count the loader's own batches,
+so that they mean the same for any number of processes.
 """
 
 import itertools
@@ -22,9 +25,10 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, get_work
 from .in_memory import TensorLoader, can_be_sliced, order_of, slices, tensors_behind
 from .nested import pinned, to_device
 from .seeding import ORDER, derive, own_generators, reseed, sample_rng
+from .shares import WHOLE, Uneven
 
 
-def make_batches(loader, seed, device, slice_tensors=True):
+def make_batches(loader, seed, device, slice_tensors=True, share=WHOLE):
     """Wrap what the user gave as a loader.
 
     Args:
@@ -33,16 +37,18 @@ def make_batches(loader, seed, device, slice_tensors=True):
         seed: integer; with the epoch it determines the order.
         device: ``torch.device`` where the batches go.
         slice_tensors: read a ``DataLoader`` over a ``TensorDataset`` by slicing; the batches are the same.
+        share: this process's; where it is not the only one some batches come as ``Uneven(batch, is_spare)``.
     """
     if isinstance(loader, dict):
-        return JointBatches({name: make_batches(part, seed, device, slice_tensors) for name, part in loader.items()})
+        return JointBatches({name: make_batches(part, seed, device, slice_tensors, share) for name, part in loader.items()},
+                            share)
     if isinstance(loader, TensorLoader):
-        return _TensorBatches(loader, seed, device)
+        return _TensorBatches(loader, seed, device, share)
     plain = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
     if plain and not isinstance(loader.dataset, IterableDataset):
         kind = _SlicedBatches if slice_tensors and can_be_sliced(loader) else _MapBatches
-        return kind(loader, seed, device)
-    return _ReplayedBatches(loader, seed, device)
+        return kind(loader, seed, device, share)
+    return _ReplayedBatches(loader, seed, device, share)
 
 
 class _Batches:
@@ -50,26 +56,36 @@ class _Batches:
 
     place = None  # the device where ``read`` leaves the batches, if that is known
 
-    def __init__(self, loader, seed, device):
-        self.loader, self.seed = loader, seed
+    def __init__(self, loader, seed, device, share):
+        self.loader, self.seed, self.share = loader, seed, share
+        self.marks = []  # of the epoch's batches: None, or is_spare of ``Uneven``
         self.device = torch.empty(0, device=device).device  # "cuda" with its number
         has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
         self.is_only_place = self.device.type == "cpu" and not has_gpu  # nothing needs to be moved
 
     def __len__(self):
-        return len(self.loader)
+        return self.share.rounds(len(self.loader))
 
     def epoch(self, epoch, start=0):
         """Batches of an epoch from batch ``start`` on, on the device."""
         batches = self.read(epoch, start)
-        return batches if self.place == self.device or self.is_only_place else copied_ahead(batches, self.device)
+        if not (self.place == self.device or self.is_only_place):
+            batches = copied_ahead(batches, self.device)
+        return map(_marked, batches, self.marks) if self.share.size > 1 and self.marks else batches
+
+    def own(self, batches, start):
+        """``[(number, indices), …]`` of this process's share; its marks are kept for ``epoch``."""
+        found = self.share.of(batches[start:], start)
+        self.marks = [is_spare for _, _, is_spare in found]
+        return [(number, indices) for number, indices, _ in found]
 
     def read(self, epoch, start=0):
         """The same where the loader leaves them."""
         raise NotImplementedError
 
     def first(self):
-        return next(self.epoch(0))
+        """A batch to look at, the same in every process."""
+        return next(iter(make_batches(self.loader, self.seed, self.device).epoch(0)))
 
     def set_seed(self, seed):
         """The order follows this one from the next epoch on."""
@@ -98,8 +114,8 @@ class _ReplayedBatches(_Batches):
     was already trained on is read again and left out.
     """
 
-    def __init__(self, loader, seed, device):
-        super().__init__(loader, seed, device)
+    def __init__(self, loader, seed, device, share):
+        super().__init__(loader, seed, device, share)
         self.has_state = all(callable(getattr(loader, name, None)) for name in ("state_dict", "load_state_dict"))
         self.is_placed = False  # the loader itself goes on at the right batch
         self.position = 0       # the next batch of the epoch
@@ -146,6 +162,10 @@ class _ReplayedBatches(_Batches):
             reseed(own_generators(self._parts()), seed)
         with sample_rng(seed):
             iterator = iter(self.loader)
+        batches = self._numbered(iterator, epoch, first, start)
+        return batches if self.share.size == 1 else self._shared(batches)
+
+    def _numbered(self, iterator, epoch, first, start):
         for number in itertools.count(first):
             with sample_rng(derive(self.seed, epoch, number)):
                 try:
@@ -156,6 +176,13 @@ class _ReplayedBatches(_Batches):
             if number >= start:
                 yield batch
 
+    def _shared(self, batches):
+        """Every process reads all of them, and gives its own."""
+        while group := list(itertools.islice(batches, self.share.size)):
+            is_spare = self.share.rank >= len(group)
+            if not is_spare or self.share.with_spares:
+                yield Uneven(group[0 if is_spare else self.share.rank], is_spare)
+
     def _parts(self):
         """What may hold generators; a ``DataLoader`` itself changes while it is read."""
         loader = self.loader
@@ -165,15 +192,15 @@ class _ReplayedBatches(_Batches):
 class _MapBatches(_Batches):
     """A ``DataLoader`` over a map-style dataset."""
 
-    def __init__(self, loader, seed, device):
-        super().__init__(loader, seed, device)
+    def __init__(self, loader, seed, device, share):
+        super().__init__(loader, seed, device, share)
         self.indices = []  # of the epoch's remaining batches; what the copy below iterates over
         self.dataset = _SeededDataset(loader.dataset, loader.collate_fn, batched=loader.batch_sampler is not None)
         self.pins = loader.pin_memory and torch.cuda.is_available()
         self.copy = None
 
     def read(self, epoch, start=0):
-        tagged = self._tagged(epoch, start)
+        tagged = [(derive(self.seed, epoch, number), indices) for number, indices in self.own(self._lists(epoch), start)]
         self.dataset.generators = own_generators([self.loader.dataset, self.loader.collate_fn])
         if self.loader.num_workers == 0 and not self.pins:
             return map(self.dataset.__getitem__, tagged)  # what the loader's copy would do, 20 us a batch faster
@@ -186,26 +213,24 @@ class _MapBatches(_Batches):
     def first(self):
         """The first batch of "epoch 0", read in this process: no worker is started for it."""
         self.dataset.generators = own_generators([self.loader.dataset, self.loader.collate_fn])
-        return to_device(self.dataset[self._tagged(0, 0)[0]], self.device)
+        return to_device(self.dataset[derive(self.seed, 0, 0), self._lists(0)[0]], self.device)
 
     def notes(self):
         loader, notes = self.loader, []
         samplers = (loader.batch_sampler, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
         own = [part for part in samplers if part is not None and not type(part).__module__.startswith("torch.utils.data")]
-        if own and not _equal(self._tagged(1, 0), self._tagged(1, 0)):
+        if own and not _equal(self._lists(1), self._lists(1)):
             notes.append(f"{type(own[0]).__name__} gave two orders for one (seed, epoch). Let it draw from the global "
                          "generators of torch, numpy or random, from an attribute `generator`, or from set_epoch().")
         if loader.num_workers and not getattr(loader, "in_order", True):
             notes.append("with in_order=False batches come as the workers finish them; set in_order=True.")
         return notes
 
-    def _tagged(self, epoch, start):
-        """``[(seed of the batch, its indices), …]``."""
+    def _lists(self, epoch):
+        """The index lists of an epoch's batches, those of all processes."""
         with self._seeded_sampler(epoch) as sampler:
             own = type(sampler) is not BatchSampler  # such a one may fill one list again and again
-            lists = [copy(indices) if own else indices for indices in sampler]
-        return [(derive(self.seed, epoch, number), indices)
-                for number, indices in enumerate(lists[start:], start)]
+            return [copy(indices) if own else indices for indices in sampler]
 
     @contextmanager
     def _seeded_sampler(self, epoch):
@@ -241,7 +266,7 @@ class _SlicedBatches(_MapBatches):
     def read(self, epoch, start=0):
         with self._seeded_sampler(epoch):
             order = order_of(self.loader)
-        return slices(self.loader, order[start:], self.pins)
+        return slices(self.loader, [indices_B for _, indices_B in self.own(order, start)], self.pins)
 
 
 class _WorkerInit:
@@ -307,26 +332,32 @@ class _SeededDataset:
 class JointBatches:
     """One batch of each loader per step, ``{name: batch}``; a shorter loader starts over in another order."""
 
-    def __init__(self, parts):
+    def __init__(self, parts, share):
         self.parts = parts
+        self.share = share
         self.position = 0
 
     def __len__(self):
         return max(len(part) for part in self.parts.values())
 
     def epoch(self, epoch, start=0):
-        rounds = {name: self._endless(part, epoch, start) for name, part in self.parts.items()}
-        self.position = start
-        for _ in range(start, len(self)):
-            self.position += 1
-            yield {name: next(batches) for name, batches in rounds.items()}
+        step, self.position = start // self.share.size, start
+        rounds = {name: self._endless(part, epoch, step) for name, part in self.parts.items()}
+        longest = [name for name, part in self.parts.items() if len(part) == len(self)]
+        for _ in range(step, len(self)):
+            self.position += self.share.size
+            batch = {name: next(batches) for name, batches in rounds.items()}
+            uneven = {name: part.is_spare for name, part in batch.items() if type(part) is Uneven}
+            if uneven:  # a spare of a shorter loader, which starts over anyway, must not cost a longer one its samples
+                batch = {name: part.batch if name in uneven else part for name, part in batch.items()}
+            yield Uneven(batch, all(uneven.get(name) for name in longest)) if uneven else batch
 
     @staticmethod
-    def _endless(part, epoch, start):
-        first_round, start = divmod(start, len(part))
+    def _endless(part, epoch, step):
+        first_round, step = divmod(step, len(part))
         for number in itertools.count(first_round):
-            yield from part.epoch(derive(epoch, number) if number else epoch, start)
-            start = 0
+            yield from part.epoch(derive(epoch, number) if number else epoch, step * part.share.size)
+            step = 0
 
     def first(self):
         return {name: part.first() for name, part in self.parts.items()}
@@ -335,9 +366,10 @@ class JointBatches:
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state, start):
-        if 0 < start < len(self):  # at the start of an epoch all begin anew
+        step = start // self.share.size
+        if 0 < step < len(self):  # at the start of an epoch all begin anew
             for name, part in self.parts.items():
-                part.load_state_dict((state or {}).get(name), start % len(part))
+                part.load_state_dict((state or {}).get(name), step % len(part) * self.share.size)
             self.position = start
 
     def is_at(self, start):
@@ -352,14 +384,18 @@ class JointBatches:
 
 
 class _TensorBatches(_Batches):
-    def __init__(self, loader, seed, device):
-        super().__init__(loader, seed, device)
+    def __init__(self, loader, seed, device, share):
+        super().__init__(loader, seed, device, share)
         loader.place(self.device)
         self.place = loader.tensors[0].device
 
     def read(self, epoch, start=0):
-        batches = self.loader.epoch(self.seed, epoch, start)
+        batches = self.loader.read(self.seed, epoch, self.own(self.loader.bounds(), start))
         return map(pinned, batches) if self.device.type == "cuda" != self.place.type else batches
+
+
+def _marked(batch, is_spare):
+    return batch if is_spare is None else Uneven(batch, is_spare)
 
 
 def copied_ahead(batches, device):

@@ -16,18 +16,21 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-
 MATMUL_PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision
 
 
-def prepare(models, device, channels_last=False, compile=False):
+def prepare(models, device, channels_last=False, sync_batchnorm=False, compile=False):
     """Move, lay out and compile in place.
 
     Args:
         channels_last: weights of convolutions as [N, H, W, C] in memory, which inputs and activations follow; bf16 and fp16
             convolutions on a GPU are faster so.
+        sync_batchnorm: statistics of BatchNorm over the batches of all ranks; parameters stay the same objects.
         compile: True, or one of ``COMPILE_MODES``.
     """
     for model in models:
         model.to(device)
         if channels_last:
             model.to(memory_format=torch.channels_last)
+        if sync_batchnorm:
+            torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         if compile:
             model._compiled_call_impl = _compiled(model, None if compile is True else compile)
 

@@ -32,6 +32,12 @@ def time_stamp():
     return time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
+def prepare(path, run_name):
+    """``(folder, run_name)`` of a run that begins: the folder is made, the name is free."""
+    folder = make_folder(path)
+    return folder, run_name or free_run_name(Path(folder).resolve().name)
+
+
 def make_folder(path):
     """Create ``path``; a time-stamped name that is taken gets a number. Returns the path as a string.
 
@@ -90,10 +96,21 @@ def announce(model):
     print(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} | {model.ckpt_dir} | {where} | seed {model.seed} ===")
     for name, value in model.run_options.items():
         print(f"  {name}: {value}")
+    if model.world.size > 1:
+        print(f"  {_several(model)}")
     settings = {name: value for name in sorted(model.attribute_names - _NOT_SETTINGS)
                 if not name.startswith("_") and isinstance(value := getattr(model, name), _PLAIN)}
     with told_when_it_fails(Path(model.ckpt_dir) / "config.json"):
         write_config(model.ckpt_dir, model.run_options, settings)
+
+
+def _several(model):
+    """What several processes mean for the batch and the learning rate."""
+    size, of_each = model.world.size, getattr(model.train_loader, "batch_size", None)
+    batches = f"a batch of {of_each} on each makes {size * of_each} samples" if of_each else "one batch on each"
+    if model.accumulate_steps > 1:
+        batches += f", times {model.accumulate_steps} accumulated"
+    return f"{size} processes ({'fsdp' if model.is_sharded else 'ddp'}): {batches} per update; learning rates stay as set"
 
 
 def write_config(folder, options, settings):

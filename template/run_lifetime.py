@@ -4,10 +4,14 @@ Base class of ``TemplateModel``. A *session* is the time in which stdout goes to
 public method that trains or evaluates opens one, ``close`` ends it.
 """
 
+import os
+import sys
 import time
 from contextlib import contextmanager
 
-from . import checkpoint, state
+import torch
+
+from . import checkpoint, distributed, sharded, state
 from .hooks import run_all
 from .run_tools import RunTools
 from .saver import SaveError
@@ -16,6 +20,15 @@ from .seeding import capture_rng, restore_rng
 
 class RunLifetime(RunTools):
     """Checkpoints at their moments, SIGTERM and Ctrl-C, errors, and the end."""
+
+    # --- other processes ------------------------------------------------------------------------------------------
+
+    def _meet(self):
+        """Join the other processes, if there are any; returns the ``torch.device`` of this one."""
+        device = distributed.own_device(torch.device(self.device))
+        if self.parallel is not None:
+            self.world = self._stop_request.world = self.running_losses.world = distributed.join(device)
+        return device
 
     # --- saving ---------------------------------------------------------------------------------------------------
 
@@ -35,8 +48,22 @@ class RunLifetime(RunTools):
             checkpoint.write_last(saved, folder, epoch_file)
             checkpoint.keep_newest(folder, count)
 
-        self._save(self.path_of("last.pth"), state.collect(self), write, beside)
+        saved = state.collect(self, divided=self.is_sharded)
+        if self.is_sharded and not self._write_parts(saved, folder):
+            return
+        self._save(self.path_of("last.pth"), saved, write, beside)
         self._saved_step, self._saved_at, self._epoch_file = self.global_step, time.monotonic(), epoch_file
+
+    def _write_parts(self, saved, folder):
+        """Each rank its part of the weights, which ``saved`` then names; False when that failed, which was told."""
+        self._saver.wait()  # the file that names the parts before
+        parts = sharded.write(self, folder)
+        if isinstance(parts, OSError):
+            if self.world.is_main:
+                self._saver.tell(self.path_of("last.pth"), self._where(), parts)
+            return False
+        saved["shards"] = parts
+        return True
 
     def _save_best(self):
         """The weights that were just scored."""
@@ -44,6 +71,9 @@ class RunLifetime(RunTools):
         self._save(path, state.collect(self, optim=False), lambda saved: checkpoint.write(saved, path))
 
     def _save(self, path, saved, write, beside=True):
+        """On rank 0."""
+        if not self.world.is_main:
+            return
         names = state.parameter_names(self)
 
         def checked_write(saved):
@@ -51,7 +81,8 @@ class RunLifetime(RunTools):
             path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it
             write(saved)
 
-        self._saver.save(path, saved, checked_write, self._where(), beside and not self.stop_when_save_fails)
+        self._saver.save(path, saved, checked_write, self._where(), beside and not self.stop_when_save_fails,
+                         keep=self.world.size > 1)  # it has to be tried again without the others
         if self.stop_when_save_fails:
             self._saver.raise_failure()
 
@@ -72,7 +103,9 @@ class RunLifetime(RunTools):
         """In the middle of an epoch, after ``save_per_steps`` updates or ``save_per_seconds``."""
         if self.save_per_steps and self.global_step % self.save_per_steps == 0:
             return True
-        return self.save_per_seconds is not None and time.monotonic() - self._saved_at >= self.save_per_seconds
+        if self.save_per_seconds is None or self.world.size > 1 and self.global_step % self.log_per_step:
+            return False
+        return self.world.share(time.monotonic() - self._saved_at >= self.save_per_seconds)
 
     def _save_epoch(self, save_per_epochs):
         """The epoch is over and evaluated: write ``last.pth``, and ``epoch<N>.pth`` if it is its turn."""
@@ -94,10 +127,11 @@ class RunLifetime(RunTools):
         raise SystemExit(self._stop_request.exit_code)
 
     def _until_asked_to_leave(self, batches):
-        """The batches of an evaluation; a signal ends it between two of them, see ``_undone_when_cut_short``."""
+        """The batches of an evaluation; a signal ends it between two of them, see ``_undone_when_cut_short``. Several
+        processes, which may have different numbers of batches, finish it."""
         for batch in batches:
             yield batch
-            if self._stop_request.signal:
+            if self._stop_request.signal and self.world.size == 1:
                 raise _AskedToLeave
 
     @contextmanager
@@ -117,9 +151,9 @@ class RunLifetime(RunTools):
 
     def _save_after(self, error):
         """Somebody's code raised: nothing of the training until then is lost. What is not exact is written to a file that
-        ``load_state("auto")`` does not take."""
+        ``load_state("auto")`` does not take. Among several processes nothing is: the others are somewhere else."""
         is_own = isinstance(error, (FloatingPointError, SaveError)) or not isinstance(error, Exception)
-        if is_own or self.global_step == self._saved_step:
+        if is_own or self.global_step == self._saved_step or self.world.size > 1:
             return
         try:
             if self._is_exact():
@@ -148,13 +182,22 @@ class RunLifetime(RunTools):
             raise
         except BaseException as error:
             self.stdout_logger.write_traceback(error)
+            self.world.fail(error)
             self._save_after(error)
             self._open_epoch = None  # it was saved, or is no state to save
             try:
                 self.close()
             except Exception as failure:
                 print(f"While closing after that error: {type(failure).__name__}: {failure}")
+            if self.world.is_lost(error):
+                self._end_with_the_others(error)
             raise
+
+    def _end_with_the_others(self, error):
+        """In one line: the traceback to read is that of the rank that failed."""
+        reason = self.world.reason_of_loss(error)
+        os.write(sys.__stderr__.fileno(), f"rank {self.world.rank} ends, because {reason}\n".encode())
+        raise SystemExit(1) from None
 
     def close(self):
         """End of training: save an epoch that was not evaluated, try once more what could not be saved, run the callbacks'
@@ -184,7 +227,7 @@ class RunLifetime(RunTools):
             self._open_epoch = None
         self._finish_epoch(beside=False)
         self._saver.close()
-        if self.path_of("last.pth") in self._saver.failed and self._is_exact():
+        if self.path_of("last.pth") in self._saver.failed and self._is_exact() and self.world.size == 1:
             self._save_last(self._epoch_file if self.global_step == self._saved_step else None, beside=False)
 
 
@@ -196,4 +239,6 @@ def close_if_alive(reference):
     """At the interpreter's exit, for loops that never called close()."""
     model = reference()
     if model is not None:
+        if model.world.size > 1 and hasattr(sys, "last_value"):  # an error ends this rank, and the others wait elsewhere
+            model._open_epoch = None
         model.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, checks, run_folder, saver, state
+from . import checkpoint, checks, run_folder, saver, sharded, state
 from .defaults import input_of, parameter_dtype
 from .event_writer import make_writer
 from .loaders import make_batches
@@ -73,7 +73,8 @@ class RunTools:
         """Write models, counters and best values to ``fname``; ``optim`` adds all that continuing needs."""
         checks.require_init(self)
         self._saver.wait()
-        checkpoint.write(state.collect(self, optim), fname)
+        saved = state.collect(self, optim)
+        self.world.from_main(lambda: checkpoint.write(saved, fname))
         print(f"save model state at {fname}")
 
     def load_state(self, fname, optim=True, lr_list=None, strict=True):
@@ -98,17 +99,21 @@ class RunTools:
             checks.require_init(self)
         self._saver.wait()
         saver.wait_for_others()
-        path, saved = checkpoint.find_state(self, str(fname))
+        path, saved = self._find_state(str(fname))
         if saved is None:
             return None
-        if optim and "optimizer_list0" not in saved:
+        if "shards" in saved and not self.is_sharded:
+            saved = sharded.plain_state(saved)
+        if optim and not {"optimizer_list0", "shards"} & saved.keys():
             optim = False
             print(f"{path} holds weights only: optimizers, schedules and the order of data stay as they are.")
         notes = state.apply(self, saved, optim, strict)
         self._open_epoch = self._evaluated_epoch = None
         self._half_evaluated, self._saved_step = False, self.global_step
         if optim and (fname == "auto" or path.name == "last.pth"):
-            checkpoint.continue_in(self, path.parent, saved)
+            if self.world.is_main:
+                checkpoint.continue_in(self, path.parent, saved)
+            self.ckpt_dir, self.run_name = self.world.share((self.ckpt_dir, self.run_name))
         if optim and saved.get("seed") not in (None, self.seed):
             notes.append(f"seed {saved['seed']} instead of {self.seed}: the order of data goes on as it began")
             self.seed = saved["seed"]
@@ -121,10 +126,33 @@ class RunTools:
             print(f"  {note}")
         return str(path)
 
+    def _find_state(self, name):
+        """``(path, state)``, or two None; rank 0 decides, every rank reads."""
+        found = {}
+
+        def find():
+            found["path"], found["state"] = checkpoint.find_state(self, name)
+            return found["path"]
+
+        path = self.world.from_main(find)
+        if path is None:
+            return None, None
+        return path, found["state"] if self.world.is_main else checkpoint.read(path)
+
+    @property
+    def is_main(self):
+        """Whether this is the process that prints and writes: the only one, or rank 0."""
+        return self.world.is_main
+
+    def updates_begun(self):
+        """Updates of the present epoch, also one of which only a part of the batches is done."""
+        return -(-self.batches_done // (self.accumulate_steps * self.world.size))
+
     def save_model(self, fname):
         """Pickle the whole modules as ``{"model0": …}``: ``torch.load(fname, weights_only=False)`` gives them back where
         their classes can be imported. For a file that outlives the code, use ``save_state``."""
-        torch.save({f"model{i}": state.unwrap(model) for i, model in enumerate(self.model_list)}, fname)
+        models = {f"model{i}": state.unwrap(model) for i, model in enumerate(self.model_list)}
+        self.world.from_main(lambda: torch.save(models, fname))
         print(f"save model at {fname}")
 
     def update_lr_scheduler(self, key_metric=None, avg_batch_loss=None):

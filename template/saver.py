@@ -40,7 +40,7 @@ class Saver:
         atexit.register(self._end_process)
         _SAVERS.add(self)
 
-    def save(self, path, state, write, where, beside=True):
+    def save(self, path, state, write, where, beside=True, keep=False):
         """Have ``write(state)`` called for the state as it is now.
 
         Args:
@@ -49,6 +49,7 @@ class Saver:
             write: function that writes it; its OSError is told and tried again, every other error raised later.
             where: what the state is, in words: "epoch 3, update 120".
             beside: False writes here and now, without a copy.
+            keep: with a copy all the same, so that a write that fails can be tried again by ``close``.
 
         Raises:
             TypeError: the state is no plain data.
@@ -61,12 +62,14 @@ class Saver:
             self.wait(other)
             if other in self._unwritten:
                 (self._submit if beside else self._write)(other, *self._unwritten[other])
-        copy = self._copy(path, state) if beside else None
-        if copy is None:
-            self.wait()
-            self._write(path, state, write, where)
-        else:
+        copy = self._copy(path, state) if beside or keep else None
+        if beside and copy is not None:
             self._submit(path, copy, write, where)
+            return
+        self.wait()
+        if copy is not None:
+            self._unwritten[path] = copy, write, where
+        self._write(path, copy or state, write, where)
 
     def wait(self, *paths):
         """Until everything, or what goes to these paths, is written or has failed."""
@@ -113,7 +116,7 @@ class Saver:
         try:
             write(state)
         except OSError as error:
-            self._tell(path, where, error)
+            self.tell(path, where, error)
         except Exception as error:
             self._unwritten.pop(path, None)
             self.failed[path] = error
@@ -124,7 +127,8 @@ class Saver:
             if self.failed.pop(path, None) is not None:
                 print(f"Saving works again: {path} of {where} is written.")
 
-    def _tell(self, path, where, error):
+    def tell(self, path, where, error):
+        """That ``path`` could not be written, loudly; the exit code becomes 1 unless a later save of it works."""
         is_new = path not in self.failed
         self.failed[path] = error
         if is_new or time.monotonic() - self._told > _REMIND_EVERY_SECONDS:

@@ -41,19 +41,21 @@ def draw_seed():
     return int.from_bytes(os.urandom(4), "little") >> 1
 
 
-def seed_everything(seed=None, deterministic=False):
+def seed_everything(seed=None, deterministic=False, rank=0):
     """Seed every generator and return the seed, drawing one when it is None.
 
     Args:
         seed: integer in ``[0, 2**63)``, or None.
+        rank: of several processes, which draw different numbers from one seed.
         deterministic: also make torch choose deterministic kernels, and raise where it has none.
     """
     seed = draw_seed() if seed is None else seed
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 63:
         raise ValueError(f"seed must be an integer in [0, 2**63) or None, got {seed!r}.")
-    torch.manual_seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
-    random.seed(seed)
+    own = derive(seed, rank) if rank else seed
+    torch.manual_seed(own)
+    np.random.seed(own & 0xFFFFFFFF)
+    random.seed(own)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when its first handle is made
         torch.use_deterministic_algorithms(True)

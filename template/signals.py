@@ -14,6 +14,8 @@ import signal
 import sys
 import threading
 
+from .distributed import Alone
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -21,9 +23,14 @@ class StopRequest:
     """Which signal asked training to stop. Handlers are installed in the main thread only: Python allows no other."""
 
     def __init__(self):
-        self.signal = None   # its number, once one came
+        self.world = Alone()
         self._process = None
         self._before = {}
+
+    @property
+    def signal(self):
+        """Its number, once one came and all ranks know of it."""
+        return self.world.signal
 
     @property
     def exit_code(self):
@@ -49,10 +56,10 @@ class StopRequest:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
-        if self.signal is not None and number == signal.SIGINT:
+        if self.world.wish is not None and number == signal.SIGINT and self.world.size == 1:  # torchrun repeats it
             self.restore()
             raise KeyboardInterrupt
-        self.signal = number
-        how = "; again: leaves at once" if number == signal.SIGINT else ""
+        self.world.wish = number
+        how = "; again: leaves at once" if number == signal.SIGINT and self.world.size == 1 else ""
         # not print(): the signal may have come in the middle of one
         os.write(sys.__stderr__.fileno(), f"\n{signal.Signals(number).name}: saves after this update{how}.\n".encode())

@@ -11,16 +11,22 @@ import re
 
 import torch
 
+from . import sharded
 from .plain_data import HostCopy
-from .seeding import capture_rng, restore_rng
+from .seeding import capture_rng, derive, restore_rng, seed_everything
 
 FORMAT = 1
 _PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")  # left by DataParallel / DDP and by torch.compile
 
 
-def collect(model, optim=True):
-    """The state of a ``TemplateModel`` as plain data; ``optim=False`` leaves what only continuing needs."""
-    state = {name: _clean(part.state_dict()) for name, part in _modules(model).items()}
+def collect(model, optim=True, divided=False):
+    """The state of a ``TemplateModel`` as plain data. On every rank: what each of them has of its own is brought together.
+
+    Args:
+        optim: False leaves what only continuing needs.
+        divided: without weights and optimizers, of which ``sharded.write`` has each rank write its part.
+    """
+    state = _weights_and_optimizers(model, optim, divided)
     state |= {
         "format": FORMAT,
         "global_step": model.global_step,
@@ -33,7 +39,6 @@ def collect(model, optim=True):
         "run_name": model.run_name,
     }
     if optim:
-        state |= {f"optimizer_list{i}": optimizer.state_dict() for i, optimizer in enumerate(model.optimizer_list)}
         state |= {
             "epochs_done": model.epochs_done,
             "batch": model.batches_done,
@@ -43,8 +48,19 @@ def collect(model, optim=True):
             "stepper": model.stepper.state_dict(),
             "loader": model.train_batches.state_dict(),
             "callbacks": {name: callback.state_dict() for name, callback in _with_state(model.hooks.callbacks)},
-            "rng": capture_rng(),
         }
+        state["rng"], *others = model.world.gather(capture_rng())
+        state |= {"rng_of_other_ranks": others} if others else {}
+    return state
+
+
+def _weights_and_optimizers(model, optim, divided):
+    if model.is_sharded:
+        state = {} if divided else sharded.gathered(model, optim)
+        return state | {name: _clean(part.state_dict()) for name, part in _modules(model).items() if name == "criterion"}
+    state = {name: _clean(part.state_dict()) for name, part in _modules(model).items()}
+    if optim:
+        state |= {f"optimizer_list{i}": optimizer.state_dict() for i, optimizer in enumerate(model.optimizer_list)}
     return state
 
 
@@ -58,8 +74,12 @@ def apply(model, state, optim=True, strict=True):
         ValueError: weights or optimizer do not fit and ``strict`` is set, or a model has no weights in the state.
     """
     modules = _modules(model)
+    if "shards" in state:
+        return _apply_parts(model, modules, state, optim)
     weights, notes, lacking = _fitting_weights(modules, state, strict)
     afresh = _unfit_optimizers(model.optimizer_list, state, lacking, strict) if optim else {}
+    if model.is_sharded:
+        return notes + _apply_divided(model, modules, weights, state, afresh if optim else None)
     is_set_up = model.hooks is not None
     before, key_metric = HostCopy().fill(collect(model, is_set_up)), model.key_metric
     try:
@@ -74,6 +94,31 @@ def _apply(model, modules, weights, state, afresh):
     """What fits is put in; ``afresh`` is ``{index of an optimizer: why it is left out}``, or None for weights alone."""
     for part, own in zip(modules.values(), weights):
         part.load_state_dict(own, strict=False)
+    _apply_counters(model, state)
+    return [] if afresh is None else _apply_training_state(model, state, afresh)
+
+
+def _apply_divided(model, modules, weights, state, afresh):
+    """The same where each rank has a part of the weights; what fails half-way is not undone."""
+    for (name, part), own in zip(modules.items(), weights):
+        if name == "criterion":
+            part.load_state_dict(own, strict=False)
+    whole = {name: own for name, own in zip(modules, weights) if name != "criterion"}
+    sharded.load_plain(model, whole, None if afresh is None else state, afresh)
+    _apply_counters(model, state)
+    return [] if afresh is None else _apply_training_state(model, state, afresh, with_optimizers=False)
+
+
+def _apply_parts(model, modules, state, optim):
+    """From a file whose weights each rank wrote its part of, where each rank has a part again."""
+    sharded.load(model, state["shards"], optim)
+    if "criterion" in modules and "criterion" in state:
+        modules["criterion"].load_state_dict(state["criterion"])
+    _apply_counters(model, state)
+    return _apply_training_state(model, state, {}, with_optimizers=False) if optim else []
+
+
+def _apply_counters(model, state):
     model.global_step = state.get("global_step", 0)
     model.global_step_eval = state.get("global_step_eval", 0)
     model.epoch = state.get("epoch", 0)
@@ -83,17 +128,16 @@ def _apply(model, modules, weights, state, afresh):
     model.epochs_done = state.get("epochs_done", model.epoch)
     model.batches_done = 0
     model.running_losses.reset()
-    return [] if afresh is None else _apply_training_state(model, state, afresh)
 
 
-def _apply_training_state(model, state, afresh):
+def _apply_training_state(model, state, afresh, with_optimizers=True):
     notes = [f"optimizer {i} starts afresh: {reason}" for i, reason in afresh.items()]
     if "schedule" in state:
         model.lr_schedule.load_state_dict(state["schedule"])
     else:  # a file of the 2021 format
         model.lr_schedule.fast_forward(model.epochs_done, model.global_step)
     for i, optimizer in enumerate(model.optimizer_list):
-        if i not in afresh:
+        if i not in afresh and with_optimizers:
             optimizer.load_state_dict(state[f"optimizer_list{i}"])
     if "stepper" in state:
         model.batches_done = state["batch"]
@@ -108,8 +152,17 @@ def _apply_training_state(model, state, afresh):
             else:
                 notes.append(f"callback {name} starts afresh: the file holds no state of it")
         notes += [f"the state of callback {name} is not used: there is no such callback now" for name in saved]
-        restore_rng(state["rng"])
+        _restore_rng(model, state)
     return notes
+
+
+def _restore_rng(model, state):
+    """This rank's; one that was not there when the file was written starts a stream of its own."""
+    known = [state["rng"], *state.get("rng_of_other_ranks", [])]
+    if model.world.rank < len(known):
+        restore_rng(known[model.world.rank])
+    else:
+        seed_everything(derive(state["seed"], model.global_step), rank=model.world.rank)
 
 
 def _with_state(callbacks):
@@ -204,7 +257,7 @@ def require_finite(state, names):
         FloatingPointError: a parameter is not finite.
     """
     for key, parameters in names.items():
-        for name in parameters & state[key].keys():
+        for name in parameters & state.get(key, {}).keys():
             values = state[key][name]
             if not values.is_floating_point() or values.sum().isfinite():  # a sum costs a tenth of looking at each
                 continue

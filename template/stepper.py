@@ -18,6 +18,7 @@ from itertools import islice
 import torch
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
+from .shares import Uneven
 from .speed import Speed
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,13 +38,14 @@ class Stepper:
         before_step: called before the clipping, with gradients complete and unscaled.
         after_update: called once per update, also a skipped one.
         guard: decides whether an update is done, see ``guard.py``; None: every one is.
+        parallel: makes the gradients of all ranks one, see ``parallel.py``; None in a single process.
 
     Raises:
         ValueError: unknown ``amp``, or a ``clip_grad`` that ``make_clip`` refuses.
     """
 
     def __init__(self, optimizers, device, accumulate_steps=1, amp=None, clip_grad=None,
-                 count_samples=len, before_step=lambda: None, after_update=lambda: None, guard=None):
+                 count_samples=len, before_step=lambda: None, after_update=lambda: None, guard=None, parallel=None):
         if amp not in (None, *AMP_DTYPES):
             raise ValueError(f"amp must be None or one of {list(AMP_DTYPES)}, got {amp!r}.")
         self.optimizers = optimizers
@@ -54,6 +56,7 @@ class Stepper:
         self.before_step = before_step
         self.after_update = after_update
         self.guard = guard
+        self.parallel = parallel
         self.speed = Speed()
         self.is_between_updates = True  # no update is begun and not finished: weights and random generators are exact
         self.is_scaled = self.scaler.is_enabled()
@@ -77,8 +80,12 @@ class Stepper:
         batches = iter(batches)
         while True:
             started, group, total = time.perf_counter(), [], 0
+            is_even = True  # on all ranks
             for batch in islice(batches, self.accumulate_steps):
-                num_samples = self.count_samples(batch)
+                is_spare = False
+                if type(batch) is Uneven:
+                    (batch, is_spare), is_even = batch, False
+                num_samples = 0 if is_spare else self.count_samples(batch)
                 if isinstance(num_samples, torch.Tensor):  # a count of tokens
                     num_samples = num_samples.item()
                 group.append((batch, num_samples))
@@ -90,7 +97,9 @@ class Stepper:
             self.speed.waited += time.perf_counter() - started
             self._weight, self._group_complete, self._updated = 1.0, True, False
             self.is_between_updates = False
-            yield group if len(group) == 1 else self._weighted(group, total)
+            if self.parallel is not None:
+                total = self.parallel.mean(total, is_even)
+            yield group if len(group) == 1 and self.parallel is None else self._weighted(group, total)
             self.is_between_updates = True
 
     def _weighted(self, group, total):
@@ -98,6 +107,8 @@ class Stepper:
             self._weight = num_samples / total
             self._group_complete = position == len(group)
             self._updated = False
+            if self.parallel is not None:
+                self.parallel.exchange_gradients(self._group_complete)
             yield batch, num_samples
 
     def backward(self, loss, index=None):
@@ -117,7 +128,7 @@ class Stepper:
             )
         if self.guard is not None:
             self.guard.watch(loss)
-        if self._weight != 1.0:
+        if type(self._weight) is not float or self._weight != 1.0:
             loss = loss * self._weight
         if self.is_scaled:
             loss = self.scaler.scale(loss)
@@ -137,6 +148,8 @@ class Stepper:
         if not self._group_complete:
             return
         chosen = self._all if index is None else (index,)
+        if self.parallel is not None:
+            self.parallel.complete(self.parameters(chosen))
         stepped = self._unscaled(chosen) if self.is_scaled else chosen
         self.before_step()
         if self.guard is None or self.guard.allows(() if self.is_scaled else self.parameters(stepped)):

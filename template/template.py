@@ -29,9 +29,9 @@ from pathlib import Path
 
 import torch
 
-from . import checks, run_folder
+from . import checks, distributed, run_folder
 from .callbacks import default_callbacks
-from .defaults import fitting_labels, loss_dict, own_loss, parameter_dtype, split_batch
+from .defaults import fitting_labels, input_of, loss_dict, own_loss, parameter_dtype, split_batch
 from .epoch_metrics import EpochMetrics, RunningLosses, distinct_sources
 from .guard import SkipGuard
 from .hooks import Hooks, run_all
@@ -39,11 +39,13 @@ from .loaders import make_batches
 from .logger import Logger
 from .nested import first_tensor, loader_length
 from .one_forward import OneForward, eval_mode
+from .parallel import make_parallel
 from .prepare import TellCompiling, prepare
 from .run_lifetime import RunLifetime, close_if_alive
 from .saver import Saver
 from .schedule import build_schedule
-from .seeding import seed_everything
+from .seeding import draw_seed, seed_everything
+from .shares import Share, Uneven
 from .signals import StopRequest
 from .stepper import Stepper, make_clip
 
@@ -64,7 +66,7 @@ class TemplateModel(RunLifetime):
         self.eval_loader = None        # the same; None: there is nothing to evaluate. Also called test_loader
 
         # --- may be set: where and how
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = distributed.default_device()
         self.ckpt_dir = f"{run_folder.ROOT}/{run_folder.time_stamp()}"
         self.run_name = None           # folder under runs/; None: the name of ckpt_dir
         self.log_per_step = 5          # updates between two log points; each costs one wait for the device
@@ -82,7 +84,11 @@ class TemplateModel(RunLifetime):
         self.compile = False           # True, or a mode of torch.compile
         self.channels_last = False     # convolutions in the memory format that bf16 and fp16 are fastest in
         self.matmul_precision = None   # "high" or "medium": float32 matrix products in TF32 or bf16
-        self.parallel = "auto"         # this version trains in one process
+
+        # --- may be set: several processes, started by torchrun
+        self.parallel = "auto"         # "ddp", "fsdp"; "auto": "ddp" where there are several; None: each on its own
+        self.parallel_options = {}     # of DistributedDataParallel or fully_shard, see parallel.py
+        self.sync_batchnorm = False    # statistics over all ranks' batches; on GPUs
 
         # --- may be set: the learning rate
         self.lr_scheduler_list = None  # your own schedulers, one per optimizer
@@ -119,6 +125,8 @@ class TemplateModel(RunLifetime):
         self.running_losses = RunningLosses()  # of the present epoch
         self.write_params = False      # this epoch's histograms are wanted
         self.run_options = {}          # what was given to check_init(arg=…)
+        self.world = distributed.Alone()  # the ranks; check_init meets the others
+        self.is_sharded = False        # weights are divided among the ranks
         self.hooks = None              # built by check_init, like the next four
         self.stepper = None
         self.lr_schedule = None
@@ -169,7 +177,7 @@ class TemplateModel(RunLifetime):
 
     def eval_scores_per_batch(self, batch):
         """The metrics of one eval batch. What ``loss_per_batch`` already ran through a model is not run again."""
-        if self.criterion is None and type(self).metric is TemplateModel.metric and not self.eval_metrics:
+        if self.criterion is None and not self.overrides("metric") and not self.eval_metrics:
             return {}
         x, y = split_batch(batch, self._input_dtype)
         return self.metric(self.inference(x), y)
@@ -231,40 +239,46 @@ class TemplateModel(RunLifetime):
         self.adopt_old_names()
         checks.check_attributes(self)
 
-        device = torch.device(self.device)
+        device = self._meet()
         if self.matmul_precision is not None:
             torch.set_float32_matmul_precision(self.matmul_precision)
-        prepare(self.model_list, device, self.channels_last, self.compile)
+        prepare(self.model_list, device, self.channels_last, self.sync_batchnorm and self.world.size > 1, self.compile)
         for part in (self.criterion, *self.eval_metrics.values()):
             if isinstance(part, torch.nn.Module):  # torchmetrics' objects are modules too
                 part.to(device)
         self._input_dtype = parameter_dtype(self.model_list)
-        self.seed = seed_everything(self.seed, self.deterministic)
-        self.train_batches = make_batches(self.train_loader, self.seed, device, self.slice_tensors)
+        seed = self.world.share(draw_seed() if self.seed is None else self.seed)
+        self.seed = seed_everything(seed, self.deterministic, self.world.rank)
+        parallel = make_parallel(self, device) if self.world.size > 1 else None
+        self.is_sharded = parallel is not None and parallel.is_sharded
+        share = Share(self.world.rank, self.world.size)
+        self.train_batches = make_batches(self.train_loader, self.seed, device, self.slice_tensors, share)
         self._eval_batches = self._by_prefix(self.eval_loader)
         self.lr_schedule = build_schedule(self, self.updates_per_epoch())
         self.stepper = Stepper(
             self.optimizer_list, device, self.accumulate_steps, self.amp, self.clip_grad, self.count_samples,
             before_step=self._before_step,
             after_update=self.lr_schedule.after_update,
-            guard=SkipGuard(self.skip_non_finite, self.tell_skipped) if self.skip_non_finite else None,
+            guard=SkipGuard(self.skip_non_finite, self.tell_skipped, self.world) if self.skip_non_finite else None,
+            parallel=parallel,
         )
         extra = [*checks.preflight(self), *([TellCompiling()] if self.compile else [])]
         hooks = Hooks([*default_callbacks(self.callbacks or ()), *extra])
 
-        self.ckpt_dir, self.started_in = run_folder.make_folder(self.ckpt_dir), os.getcwd()
-        self.run_name = self.run_name or run_folder.free_run_name(Path(self.ckpt_dir).resolve().name)
-        self.stdout_logger = Logger(Path(self.ckpt_dir) / log_name)
-        if clean_log:
+        self.started_in = os.getcwd()
+        self.ckpt_dir, self.run_name = self.world.from_main(lambda: run_folder.prepare(self.ckpt_dir, self.run_name))
+        self.stdout_logger = Logger(Path(self.ckpt_dir) / log_name if self.world.is_main else os.devnull)
+        if clean_log and self.world.is_main:
             self.stdout_logger.clean()
         self.stdout_logger.install()
         atexit.register(close_if_alive, weakref.ref(self))
-        if not use_tb:
+        if not (use_tb and self.world.is_main):
             self.writer = None
         self.run_options = run_folder.as_dict(arg)
         self.hooks = hooks
         self._saved_at = time.monotonic()
-        run_folder.announce(self)
+        if self.world.is_main:
+            run_folder.announce(self)
         for note in self.train_batches.notes():
             print(f"  not exact when continued: {note}")
 
@@ -272,11 +286,12 @@ class TemplateModel(RunLifetime):
         """``{prefix of the results: batches}``; one loader has no prefix."""
         loaders = loader if isinstance(loader, dict) else {} if loader is None else {"": loader}
         device = torch.device(self.device)
-        return {f"{name}/" if name else "": make_batches(part, self.seed, device, self.slice_tensors)
+        share = Share(self.world.rank, self.world.size, divides=False, with_spares=self.is_sharded)
+        return {f"{name}/" if name else "": make_batches(part, self.seed, device, self.slice_tensors, share)
                 for name, part in loaders.items()}
 
     def updates_per_epoch(self):
-        """None when ``train_loader`` has no length."""
+        """On each rank; None when ``train_loader`` has no length."""
         batches = loader_length(self.train_batches)
         return None if batches is None else math.ceil(batches / self.accumulate_steps)
 
@@ -358,7 +373,7 @@ class TemplateModel(RunLifetime):
                     for call in hooks.on_batch:
                         call(self, batch)
                     losses.update(loss_dict(self.train_step(batch)), num_samples)
-                    self.batches_done += 1
+                    self.batches_done += self.world.size
                 stepper.finish_group()
                 self._after_update()
             self._log()
@@ -439,6 +454,7 @@ class TemplateModel(RunLifetime):
             self._save_last(beside=beside)
 
     def _count_epoch(self):
+        self.should_stop = self.world.any(self.should_stop)
         self.epochs_done, self._open_epoch, self.batches_done = self._open_epoch, None, 0
         self.running_losses.reset()
 
@@ -503,22 +519,29 @@ class TemplateModel(RunLifetime):
     def _score(self, batches_by_prefix, on_eval_batch=(), only_first=False):
         """Losses and metrics of every loader under its prefix."""
         result, self.eval_loss_names = {}, set()
+        if self.stepper.parallel is not None:
+            self.stepper.parallel.before_evaluation(self.model_list)
         # not inference_mode: it saves 2%, and what a model keeps from its first evaluation could not be trained with
         with eval_mode(self.model_list), torch.no_grad(), OneForward(self.model_list) as forwards:
             for prefix, batches in batches_by_prefix.items():
                 batches = [batches.first()] if only_first else self._until_asked_to_leave(batches.epoch(0))
-                losses, metrics = self._score_batches(batches, forwards, on_eval_batch)
+                world = distributed.Alone() if only_first else self.world
+                losses, metrics = self._score_batches(batches, forwards, on_eval_batch, world)
                 self.eval_loss_names |= {prefix + name for name in losses}
                 result |= {prefix + name: value for name, value in checks.joined(losses, metrics).items()}
         return result
 
-    def _score_batches(self, batches, forwards, on_eval_batch):
+    def _score_batches(self, batches, forwards, on_eval_batch, world):
         """Losses and metrics of one loader: one forward per batch, and no wait for the device before the end."""
         losses, metrics = EpochMetrics(), EpochMetrics()
-        only_train_step = type(self).train_step is not TemplateModel.train_step and self.criterion is None
-        has_loss = not only_train_step or type(self).loss_per_batch is not TemplateModel.loss_per_batch
+        only_train_step = self.overrides("train_step") and self.criterion is None
+        has_loss = not only_train_step or self.overrides("loss_per_batch")
         try:
             for batch in batches:
+                batch, is_spare = batch if type(batch) is Uneven else (batch, False)
+                if is_spare:
+                    self._join_in(batch, has_loss)
+                    continue
                 num_samples = self.count_samples(batch)
                 if has_loss:
                     with self.stepper.autocast(), forwards.recording():
@@ -528,9 +551,21 @@ class TemplateModel(RunLifetime):
                 self.global_step_eval += 1
                 for call in on_eval_batch:
                     call(self, batch)
-            return losses.compute(), metrics.compute()
+            return losses.compute(world), metrics.compute(world)
         finally:
             metrics.reset()
+
+    def _join_in(self, batch, has_loss):
+        """The forward of a batch that does not count: the other ranks need this one's part of the weights."""
+        with self.stepper.autocast():
+            if has_loss:
+                self.loss_per_batch(batch)
+            else:
+                self.inference(input_of(batch, self._input_dtype))
+
+    def overrides(self, name):
+        """Whether the subclass has a method of its own by this name."""
+        return getattr(type(self), name) is not getattr(TemplateModel, name)
 
     def better_when(self, name):
         """Whether more or less of a metric or loss is better: "max" or "min"."""

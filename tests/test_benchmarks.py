@@ -135,3 +135,14 @@ def test_the_benchmark_of_gpus_says_that_there_is_none_or_runs(own_folder):
 def test_make_bench_runs_those_that_are_asked_for(own_folder):
     printed = printed_by("benchmarks", "--only", "gpu", folder=own_folder)
     assert re.findall("^=== (.*) ===$", printed, re.MULTILINE) == ["gpu"]
+
+
+def test_the_benchmark_of_several_processes_times_a_hand_written_loop_and_the_template(capsys):
+    from benchmarks import scaling
+    alone, together = scaling.run("by_hand", 1, ""), scaling.run("template", 2, "ddp")
+    assert 0 < alone < 5 and 0 < together < 5
+    scaling.estimate()
+    printed = capsys.readouterr().out
+    assert "ESTIMATE, nothing of it measured" in printed
+    for name in scaling.MODELS:
+        assert len(re.findall(rf"{re.escape(name)} +(?:8|64) .*%", printed)) == 2

@@ -13,7 +13,7 @@ import torch
 from tiny import Tiny, tiny_data, tiny_model, weights
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset, get_worker_info
 
 from template.hooks import Callback
 from template.loaders import TensorLoader
@@ -87,11 +87,26 @@ def test_a_wrong_attribute_is_refused_with_the_rule_and_what_was_received(attrib
     assert not os.path.exists("check_point")  # found before anything is written
 
 
-def test_several_processes_are_refused_with_what_to_do(monkeypatch):
+def test_an_environment_that_is_not_torchruns_is_refused_with_what_to_do(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ValueError, match="one process.*WORLD_SIZE=4.*parallel = None"):
-        check()
-    check(parallel=None)
+    with pytest.raises(ValueError, match=r"WORLD_SIZE=4.*'RANK'.*torchrun, or set parallel = None"):
+        Tiny().check_init(use_tb=False)
+    Tiny(parallel=None).check_init(use_tb=False)
+
+
+@pytest.mark.parametrize("name", ["train_loader", "eval_loader"])
+def test_a_distributed_sampler_is_refused_among_several_processes(name, monkeypatch):
+    data = TensorDataset(*tiny_data())
+    loader = DataLoader(data, 10, sampler=DistributedSampler(data, num_replicas=2, rank=0))
+    Tiny(**{name: loader}).check_init(use_tb=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="a second time.*shuffle=True"):
+        Tiny(**{name: {"a": loader}}).check_init(use_tb=False)
+
+
+def test_sync_batchnorm_is_refused_on_the_cpu():
+    with pytest.raises(ValueError, match="sync_batchnorm = True needs GPUs"):
+        Tiny(sync_batchnorm=True, device="cpu").check_init(use_tb=False)
 
 
 def test_a_dict_of_train_loaders_needs_lengths():

@@ -11,9 +11,9 @@ PACKAGE = ROOT / "template"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = {
     0: ["hooks", "lr_scheduler", "seeding", "nested", "defaults", "one_forward", "options", "run_folder",
-        "summary", "metrics", "signals", "plain_data", "guard", "patient_file", "speed"],
-    1: ["logger", "event_writer", "in_memory", "prepare", "stepper", "epoch_metrics", "schedule", "state", "checkpoint",
-        "saver"],
+        "summary", "metrics", "plain_data", "patient_file", "speed", "shares", "distributed", "sharded"],
+    1: ["logger", "event_writer", "in_memory", "prepare", "parallel", "stepper", "epoch_metrics", "schedule", "state",
+        "checkpoint", "saver", "signals", "guard"],
     2: ["loaders", "checks"],
     3: ["run_tools"],
     4: ["run_lifetime"],

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tiny import tiny_data, tiny_model, tiny_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
+from template.distributed import Alone
 from template.epoch_metrics import EpochMetrics, RunningLosses
 from template.metrics import Confusion, Mean, Metric, Stored
 
@@ -435,18 +436,14 @@ def test_reduced_over_ranks_everything_equals_the_single_process_value(case, ran
         return metrics, kept
 
     per_rank = [epoch(parts[rank::ranks]) for rank in range(ranks)]
-    states = []
-    for metrics, _ in per_rank:  # what each rank would send
-        with pytest.raises(StopIteration):
-            metrics.reduce(lambda own: states.append(through_a_file(own)) or next(iter(())))
+    states = [sent_by(metrics) for metrics, _ in per_rank]
     expected = epoch(parts)[0].compute()
+    result = per_rank[0][0].compute(MainOf(states))
+    assert result.keys() == expected.keys()
+    for name, value in result.items():
+        assert np.allclose(value, expected[name], rtol=1e-12, equal_nan=True), name
+    assert result["matrix"].sum() == len(y)
     for metrics, kept in per_rank:
-        metrics.reduce(lambda own: states)
-        result = metrics.compute()
-        assert result.keys() == expected.keys()
-        for name, value in result.items():
-            assert np.allclose(value, expected[name], rtol=1e-12, equal_nan=True), name
-        assert result["matrix"].sum() == len(y)
         metrics.reset()
         if once:  # the next epoch starts empty
             assert kept["confusion"].counts_CC.sum() == 0 and math.isnan(kept["mean"].compute())
@@ -455,8 +452,28 @@ def test_reduced_over_ranks_everything_equals_the_single_process_value(case, ran
 def test_a_rank_without_a_batch_is_left_out_of_a_metric():
     metrics = EpochMetrics()
     metrics.update({"acc": 0.5, "n": Mean().update(1.0)}, 4)
-    metrics.reduce(lambda own: [{}, own])
-    assert metrics.compute() == {"acc": 0.5, "n": 1.0}
+    assert metrics.compute(MainOf([sent_by(metrics), {}])) == {"acc": 0.5, "n": 1.0}
+
+
+class MainOf(Alone):
+    """Rank 0 of several, which is told what all have sent."""
+
+    def __init__(self, states):
+        self.size = len(states) + (len(states) == 1)
+        self.states = states
+        self.sent = None
+
+    def gather(self, value):
+        self.sent = value
+        return self.states
+
+
+def sent_by(metrics):
+    """What a rank tells the others, through a file."""
+    world = MainOf([{}])
+    world.from_main = lambda function: None
+    metrics.compute(world)
+    return through_a_file(world.sent)
 
 
 # --- torchmetrics and TemplateModel ---------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def test_a_signal_while_the_first_eval_batch_is_checked_waits_for_the_first_upda
 
     class Signalled(Tiny):
         def metric(self, pred, y):
-            self._stop_request.signal = signal.SIGTERM  # as the handler would note it
+            self.world.wish = signal.SIGTERM  # as the handler would note it
             return super().metric(pred, y)
 
     trainer = Signalled(ckpt_dir="run")

@@ -617,12 +617,6 @@ def test_a_drawn_seed_is_printed_stored_and_taken_up_again(capsys):
     assert resumed.seed == trainer.seed
 
 
-def test_under_torchrun_this_version_says_that_it_trains_in_one_process(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="one process"):
-        Tiny().check_init(use_tb=False)
-
-
 def test_memory_of_tensors_does_not_grow_over_an_epoch():
     live = []
 

@@ -52,13 +52,16 @@ class History(Callback):
         self._finish_row(model)
         if not self._is_on_disk:
             self._write(model.path_of("history.csv"))
-        self._draw(model)
+        if model.is_main:
+            self._draw(model)
 
     def _finish_row(self, model):
         if self._row is None:
             return
         self.rows = [row for row in self.rows if row["epoch"] < self._row["epoch"]] + [self._row]
         self._row = None
+        if not model.is_main:
+            return
         self._write(model.path_of("history.csv"))
         if time.perf_counter() - self._drawn > _PNG_EVERY_SECONDS:
             self._draw(model)

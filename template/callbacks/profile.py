@@ -36,7 +36,7 @@ class Profile(Callback):
         self._last = None  # update, that is recorded
 
     def on_train_start(self, model):
-        if self._last is None:
+        if self._last is None and model.is_main:
             self._last = model.global_step + self.after + self.updates
             self._profiler = torch.profiler.profile(
                 schedule=torch.profiler.schedule(wait=self.after - 1, warmup=1, active=self.updates, repeat=1),

@@ -30,13 +30,13 @@ class ProgressBar(Callback):
         self._last_shown = 0.0  # seconds, on time.perf_counter's clock
 
     def on_train_start(self, model):
-        if not self.show:
+        if not (self.show and model.is_main):
             return
         self._start, self._last_shown = model.stepper.speed.mark(), time.perf_counter()
         if self._tqdm is None:
             self._tqdm = _find_tqdm()
         if self._tqdm:
-            self.bar = self._tqdm(total=model.updates_per_epoch(), initial=model.batches_done // model.accumulate_steps,
+            self.bar = self._tqdm(total=model.updates_per_epoch(), initial=model.updates_begun(),
                                   desc=f"epoch {model.epoch}", unit="update", leave=False, dynamic_ncols=True)
 
     def on_after_step(self, model):
@@ -46,7 +46,7 @@ class ProgressBar(Callback):
     def on_log(self, model, values):
         now = time.perf_counter()
         every = _PLAIN_LINE_EVERY_SECONDS if self.bar is None else _REDRAWN_EVERY_SECONDS
-        if not self.show or now - self._last_shown < every:
+        if not (self.show and model.is_main) or now - self._last_shown < every:
             return
         self._last_shown = now
         shown = self._entries(model, values)
@@ -54,8 +54,8 @@ class ProgressBar(Callback):
             self.bar.set_postfix(shown, refresh=False)
         else:
             of = model.updates_per_epoch() or "?"
-            done = -(-model.batches_done // model.accumulate_steps)
-            print(f"epoch {model.epoch} cur:[{done}]\\[{of}] " + "  ".join(f"{k} {v}" for k, v in shown.items()))
+            entries = "  ".join(f"{name} {value}" for name, value in shown.items())
+            print(f"epoch {model.epoch} cur:[{model.updates_begun()}]\\[{of}] {entries}")
 
     def _entries(self, model, values):
         shown = {name: f"{value:.4g}" for name, value in values.items()}

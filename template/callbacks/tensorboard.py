@@ -140,11 +140,12 @@ class TensorBoard(Callback):
 
 
 def _named_parameters(model):
-    """(path, parameter) of what is trainable; ``a.b.c`` becomes ``a/b/c``, several models are numbered."""
+    """(path, parameter) of what is trainable; ``a.b.c`` becomes ``a/b/c``, several models are numbered. Parameters of which
+    each rank holds a part (FSDP2) are left out: rank 0, which writes, has no whole one."""
     for index, part in enumerate(model.model_list):
         prefix = f"{index}/" if len(model.model_list) > 1 else ""
         for name, parameter in part.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and not hasattr(parameter, "to_local"):
                 yield prefix + name.replace(".", "/"), parameter
 
 

@@ -1,0 +1,289 @@
+"""Checkpoints of weights that are divided among the ranks (FSDP2): each rank writes its part.
+
+    last.pth            plain data as always, without weights, and what the parts are: {"shards": {"folder": …, "crc": …}}
+    shards-<update>/    the parts, as torch.distributed.checkpoint lays them out: any number of ranks can read them
+
+The parts are complete, flushed and read back before the file that names them is written, so at every instant ``last.pth``
+and ``previous.pth`` name whole ones. ``plain_state`` joins them; ``tools/consolidate.py`` does so from the command line.
+"""
+
+import errno
+import os
+import pickle
+import re
+import shutil
+import tempfile
+import time
+import zlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+_NAME = re.compile(r"shards-\d+-\d+")
+
+
+def write(trainer, folder):
+    """Write the weights and optimizer states of a ``TemplateModel`` to a new folder in ``folder``. On every rank.
+
+    Returns:
+        What ``last.pth`` has to hold of it, or the OSError that kept some rank from writing.
+
+    Raises:
+        FloatingPointError: a weight is not finite.
+    """
+    import torch.distributed.checkpoint as dcp
+
+    world = trainer.world
+    _require_finite(trainer)
+    tensors, rest = _state_of(trainer)
+    path = Path(folder) / world.share(f"shards-{trainer.global_step}-{time.time_ns()}")
+
+    def save():
+        dcp.save(tensors, checkpoint_id=str(path), process_group=world.hosts)
+        return {file.name: _checksum(file) for file in path.iterdir() if _is_of(file.name, world.rank)}
+
+    for step in (lambda: path.mkdir(parents=True, exist_ok=True), save):  # all or none: in save() they wait for each other
+        found = world.gather(_attempt(step))
+        failures = [failure for _, failure in found if failure]
+        if failures:
+            if world.is_main:
+                shutil.rmtree(path, ignore_errors=True)
+            return OSError(errno.EIO, f"The parts of the weights could not be written: {failures[0][:500]}", str(path))
+    crc = {name: value for own, _ in found for name, value in own.items()}
+    return {"folder": path.name, "crc": crc, "world_size": world.size, **rest}
+
+
+def _attempt(step):
+    """``(what it returns, None)``, or ``(None, why it failed)``."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        return step(), None
+    except CheckpointException as error:  # its own text is tracebacks
+        causes = {rank: cause for rank, (cause, _) in error.failures.items()}
+        return None, "; ".join(f"rank {rank}: {type(cause).__name__}: {cause}" for rank, cause in causes.items())
+    except (OSError, RuntimeError) as error:
+        return None, f"{type(error).__name__}: {error}"
+
+
+def _is_of(name, rank):
+    return name.startswith(f"__{rank}_") or rank == 0 and name == ".metadata"
+
+
+def _checksum(path):
+    """Of what is on the disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+    return _read_checksum(path)
+
+
+def _require_finite(trainer):
+    spoiled = [name for model in trainer.model_list for name, p in model.named_parameters()
+               if p.is_floating_point() and not getattr(p, "to_local", p.detach)().isfinite().all()]
+    spoiled = sorted({name for names in trainer.world.gather(spoiled) for name in names})
+    if spoiled:
+        raise FloatingPointError(
+            f"The weights must stay finite; {spoiled[0]} is not, in epoch {trainer.epoch}, update {trainer.global_step}. "
+            "This state is not saved; the files on disk are from before. Lower the learning rate, warm up, clip gradients, "
+            "or set skip_non_finite."
+        )
+
+
+def _state_of(trainer):
+    """``({"model": …, "state": …} of tensors, the rest as plain data)``, both by names that hold for any number of ranks."""
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    weights, optimizers = get_state_dict(_together(trainer), trainer.optimizer_list)
+    tensors, others = {}, {}
+    for name, own in optimizers["state"].items():
+        tensors[name] = {key: value for key, value in own.items() if isinstance(value, torch.Tensor)}
+        others[name] = {key: value for key, value in own.items() if not isinstance(value, torch.Tensor)}
+    rest = {"param_groups": optimizers["param_groups"], "other_state": {name: own for name, own in others.items() if own},
+            "groups": [len(optimizer.param_groups) for optimizer in trainer.optimizer_list]}
+    return {"model": weights, "state": tensors}, rest
+
+
+def _together(trainer):
+    """The models as one, whose parameters are ``<index of the model>.<name>``."""
+    return nn.ModuleList(trainer.model_list)
+
+
+def verify(folder, shards):
+    """Raise a ValueError unless the parts that a state in ``folder`` names are there and whole."""
+    shards["in"] = str(folder)
+    path = _folder(shards)
+    for name, crc in shards["crc"].items():
+        if not (path / name).is_file():
+            raise ValueError(f"{path / name} is missing")
+        if _read_checksum(path / name) != crc:
+            raise ValueError(f"the checksum of {path / name} is wrong")
+    _refuse_objects(path / ".metadata")
+
+
+def _folder(shards):
+    if not _NAME.fullmatch(shards["folder"]) or any(Path(name).name != name for name in shards["crc"]):
+        raise ValueError(f"it names parts outside of its folder: {shards['folder']!r}")
+    return Path(shards["in"]) / shards["folder"]
+
+
+def _read_checksum(path):
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+class _Checked(pickle.Unpickler):
+    """Of ``.metadata``, which torch unpickles without a look: names of its own data classes and of dtypes pass."""
+
+    def find_class(self, module, name):
+        is_plain = module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype))
+        if is_plain or module == "torch.distributed.checkpoint.metadata" or (module, name) in _ALLOWED:
+            return super().find_class(module, name)
+        raise ValueError(f"it holds objects, which could run code when loaded: it names {module}.{name}")
+
+
+_ALLOWED = {("torch.serialization", "_get_layout"), ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+            ("collections", "OrderedDict"), *(("pathlib", name) for name in ("Path", "PosixPath", "WindowsPath"))}
+
+
+def _refuse_objects(path):
+    with open(path, "rb") as file:
+        try:
+            _Checked(file).load()
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def load(trainer, shards, optim):
+    """Put the parts back into a ``TemplateModel`` under FSDP2, for any number of ranks. On every rank.
+
+    Args:
+        optim: False leaves the optimizers as they are.
+
+    Raises:
+        ValueError: they are parts of other models.
+    """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_state_dict
+
+    tensors, _ = _state_of(trainer)
+    if not optim:
+        del tensors["state"]
+    try:
+        dcp.load(tensors, checkpoint_id=str(_folder(shards)), process_group=trainer.world.hosts)
+    except (RuntimeError, ValueError, dcp.api.CheckpointException) as error:
+        raise ValueError(f"The weights in {shards['folder']} do not fit the models of model_list: {error}") from error
+    if not optim:
+        set_model_state_dict(_together(trainer), tensors["model"])
+        return
+    state = {name: own | shards["other_state"].get(name, {}) for name, own in tensors["state"].items()}
+    set_state_dict(_together(trainer), trainer.optimizer_list, model_state_dict=tensors["model"],
+                   optim_state_dict={"state": state, "param_groups": shards["param_groups"]})
+
+
+def load_plain(trainer, weights, state=None, afresh=()):
+    """Divide whole weights and optimizer states among the ranks. On every rank.
+
+    Args:
+        weights: ``{"model0": …}``, of all or some parameters.
+        state: with ``optimizer_list0`` and so on; None leaves the optimizers as they are.
+        afresh: indices of optimizers that are left as they are.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+
+    models = _together(trainer)
+    whole = {f"{key.removeprefix('model')}.{name}": value for key, own in weights.items()
+             for name, value in sorted(own.items())}  # in one order on all ranks
+    set_model_state_dict(models, whole, options=StateDictOptions(full_state_dict=True, strict=False))
+    chosen = [i for i in range(len(trainer.optimizer_list)) if i not in afresh] if state is not None else []
+    if chosen:
+        set_optimizer_state_dict(models, [trainer.optimizer_list[i] for i in chosen], _by_name(trainer, state, chosen),
+                                 options=StateDictOptions(full_state_dict=True))
+
+
+def _by_name(trainer, state, chosen):
+    """Optimizer states by the names of parameters instead of their numbers."""
+    names = {p: name for name, p in _together(trainer).named_parameters()}
+    whole = {"state": {}, "param_groups": []}
+    for i in chosen:
+        optimizer, saved = trainer.optimizer_list[i], state[f"optimizer_list{i}"]
+        for group, saved_group in zip(optimizer.param_groups, saved["param_groups"]):
+            own = [names[p] for p in group["params"]]
+            whole["param_groups"].append({**saved_group, "params": own})
+            whole["state"] |= {name: saved["state"][number] for name, number in zip(own, saved_group["params"])
+                               if number in saved["state"]}
+    return whole
+
+
+def gathered(trainer, optim):
+    """Weights, and with ``optim`` the optimizer states, whole, as one process would save them: on the host of rank 0, on the
+    others empty. On every rank."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
+
+    options, models = StateDictOptions(full_state_dict=True, cpu_offload=True), _together(trainer)
+    weights = get_model_state_dict(models, options=options)
+    optimizers = get_optimizer_state_dict(models, trainer.optimizer_list, options=options) if optim else {}
+    if not trainer.world.is_main:
+        return {}
+    plain = _by_model(weights)
+    if optim:
+        counts = [len(optimizer.param_groups) for optimizer in trainer.optimizer_list]
+        plain |= _by_number(optimizers["param_groups"], counts, optimizers["state"])
+    return plain
+
+
+def plain_state(state):
+    """The state of a checkpoint with its parts joined: what one process would have written. Needs no other process."""
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    shards = state["shards"]
+    with tempfile.TemporaryDirectory(prefix="joined-") as temporary:
+        dcp_to_torch_save(str(_folder(shards)), f"{temporary}/whole")
+        whole = torch.load(f"{temporary}/whole", map_location="cpu", weights_only=True)
+    plain = {key: value for key, value in state.items() if key != "shards"} | _by_model(whole["model"])
+    states = {name: own | shards["other_state"].get(name, {}) for name, own in whole["state"].items()}
+    return plain | _by_number(shards["param_groups"], shards["groups"], states)
+
+
+def _by_model(weights):
+    plain = {}
+    for name, value in weights.items():
+        index, _, name = name.partition(".")
+        plain.setdefault(f"model{index}", {})[name] = value
+    return plain
+
+
+def _by_number(all_groups, counts, states):
+    """``{"optimizer_list0": …}`` with the states of parameters by their numbers, which is how one process saves them."""
+    plain, remaining = {}, iter(all_groups)
+    for i, count in enumerate(counts):
+        groups = [next(remaining) for _ in range(count)]
+        numbers = {name: number for number, name in enumerate(name for group in groups for name in group["params"])}
+        plain[f"optimizer_list{i}"] = {
+            "state": {number: states[name] for name, number in numbers.items() if name in states},
+            "param_groups": [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups],
+        }
+    return plain
+
+
+def remove_unnamed(folder):
+    """Delete the parts in ``folder`` that no checkpoint there names any more.
+
+    A file that cannot be read keeps all of them: it may be the one that names them.
+    """
+    parts = [path for path in Path(folder).glob("shards-*") if _NAME.fullmatch(path.name)]
+    if len(parts) < 2:
+        return
+    try:
+        states = [torch.load(path, map_location="cpu", weights_only=True, mmap=True) for path in Path(folder).glob("*.pth")]
+    except (RuntimeError, OSError, pickle.UnpicklingError, EOFError):
+        return
+    named = {state["shards"]["folder"] for state in states if isinstance(state, dict) and "shards" in state}
+    for path in parts:
+        if path.name not in named:
+            shutil.rmtree(path, ignore_errors=True)

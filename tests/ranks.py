@@ -1,0 +1,160 @@
+"""Jobs of several processes, for the ``*_dist.py`` tests: how they are started, and what their ranks hand back.
+
+    results = in_ranks(2, "training_job", tmp_path_factory)      # [what rank 0 gave to hand_back, rank 1, …]
+
+A job that many tests look at runs once, also where several test processes share the tests.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import tiny
+import torch
+from tiny import ROOT, run_python
+
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+DEVICE = os.environ.get("DEVICE_OF_RANKS", "cpu")
+TORCHRUN = ["-m", "torch.distributed.run"]
+
+
+class Tiny(tiny.Tiny):
+    """On the CPU, where ranks need no GPUs of their own, unless the environment says "cuda"."""
+
+    def __init__(self, model=None, **attributes):
+        super().__init__(model, **{"device": DEVICE, **attributes})
+
+
+def torchrun(num_ranks, *arguments, cwd, options=(), env=None, check=True, timeout=300):
+    """``torchrun --nproc-per-node <num_ranks> <options> <arguments>``; returns the CompletedProcess."""
+    options = options or ["--standalone"]
+    return run_python(*TORCHRUN, "--nproc-per-node", num_ranks, *options, *arguments, cwd=cwd,
+                      env={**ENVIRONMENT, **(env or {})}, check=check, timeout=timeout)
+
+
+def hand_back(results):
+    """In a job: what the tests shall see of this rank. Plain data and tensors."""
+    rank = os.environ.get("RANK", "0")
+    torch.save(results, f".rank{rank}.tmp")
+    os.replace(f".rank{rank}.tmp", f"rank{rank}.pth")
+
+
+def handed_back(folder, num_ranks):
+    files = [folder / f"rank{rank}.pth" for rank in range(num_ranks)]
+    return [torch.load(file, map_location="cpu", weights_only=True) for file in files]
+
+
+def in_ranks(num_ranks, job, tmp_path_factory, *arguments, device="cpu"):
+    """Run a module of ``tests/`` in ``num_ranks`` processes, once.
+
+    Returns:
+        ``(results of the ranks, the folder that they ran in, the CompletedProcess's stdout and stderr)``.
+    """
+    name = f"{job} {num_ranks} {device}"
+
+    def run(folder):
+        done = torchrun(num_ranks, "-m", job, *arguments, cwd=folder, env={"DEVICE_OF_RANKS": device})
+        (folder / "stdout.txt").write_text(done.stdout)
+        (folder / "stderr.txt").write_text(done.stderr)
+
+    folder = once(tmp_path_factory, name, run)
+    said = [(folder / f"{name}.txt").read_text() for name in ("stdout", "stderr")]
+    return handed_back(folder, num_ranks), folder, *said
+
+
+def once(tmp_path_factory, name, run):
+    """``run(folder)`` in the first test process that asks; the others wait. Returns the folder."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = base / name, base / f"{name}.done"
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        while not done.exists():
+            time.sleep(0.2)
+        if failure := done.read_text():
+            raise AssertionError(f"in the other test process: {failure}") from None
+        return folder
+    failure = "interrupted"
+    try:
+        run(folder)
+        failure = ""
+    except BaseException as error:
+        failure = str(error)
+        raise
+    finally:
+        done.write_text(failure)
+    return folder
+
+
+def history(folder):
+    """``history.csv`` as a list of dicts of numbers, without the seconds."""
+    header, *rows = [line.split(",") for line in (Path(folder) / "history.csv").read_text().splitlines()]
+    return [{name: float(value) for name, value in zip(header, row) if name != "seconds"} for row in rows]
+
+
+def epochs_told(text):
+    """The epochs that a training printed the end of, in the order of the lines."""
+    return [int(number) for number in re.findall(r"^epoch +(\d+) train", text, re.M)]
+
+
+# --- ranks and agents as processes that a test sends signals to ---------------------------------------------------------
+
+
+class Process:
+    """One that runs beside the test; what it says goes to files, so that nothing waits for a pipe."""
+
+    def __init__(self, name, arguments, cwd, env=None):
+        self.files = {stream: cwd / f"{name}.{stream}.txt" for stream in ("stdout", "stderr")}
+        with open(self.files["stdout"], "w") as stdout, open(self.files["stderr"], "w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, *map(str, arguments)], cwd=cwd, stdout=stdout, stderr=stderr, start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **ENVIRONMENT, **(env or {})})
+        self.pid = self.process.pid
+
+    def end(self, timeout=240):
+        """The exit code, once it ended."""
+        try:
+            return self.process.wait(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            raise AssertionError(f"It does not end: {self.stdout} {self.stderr}") from None
+
+    def send(self, number, *others):
+        """A signal to it, and to other processes at the same moment."""
+        for pid in (self.pid, *others):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    @property
+    def stdout(self):
+        return self.files["stdout"].read_text()
+
+    @property
+    def stderr(self):
+        return self.files["stderr"].read_text()
+
+
+def start_ranks(num_ranks, *arguments, cwd, env=None):
+    """The ranks without an agent: each with its own exit code."""
+    port = free_port()
+    return [Process(f"rank{rank}", arguments, cwd, {
+        "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_ranks), "RANK": str(rank),
+        "LOCAL_RANK": str(rank), **(env or {})}) for rank in range(num_ranks)]
+
+
+def start_torchrun(num_ranks, *arguments, cwd, options=("--standalone",), env=None, name="torchrun"):
+    return Process(name, [*TORCHRUN, "--nproc-per-node", num_ranks, *options, *arguments], cwd, env)
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
