@@ -30,8 +30,8 @@ def make_parallel(trainer, device):
         ValueError: an option that cannot be.
     """
     models, world, options = trainer.model_list, trainer.world, dict(trainer.parallel_options)
-    for model in models:
-        make_equal(model)
+    for module in [*models, *([trainer.criterion] if isinstance(trainer.criterion, nn.Module) else [])]:
+        make_equal(module)
     if trainer.parallel == "fsdp":
         parallel = Sharded(models, trainer.optimizer_list, world, device, **options)
     elif trainer.overrides("train_step"):
@@ -58,6 +58,7 @@ class Averaged:
     def __init__(self, world, device):
         self.world = world
         self.device = device
+        self.exchanged = set()  # ids of parameters whose gradients a backward exchanges
 
     def mean(self, count, is_even):
         """The mean of an update's samples over the ranks: a number, or a tensor on a GPU, which nobody waits for.
@@ -76,8 +77,8 @@ class Averaged:
         """Whether the next backward shall exchange gradients: only the last of an accumulation group does."""
 
     def complete(self, parameters):
-        """Called before an update of ``parameters``: their gradients become those of all ranks."""
-        parameters = [p for p in parameters if p.requires_grad]
+        """Called before an update of ``parameters``: their gradients become those of all ranks, unless they are already."""
+        parameters = [p for p in parameters if p.requires_grad and id(p) not in self.exchanged]
         for dtype in dict.fromkeys(p.dtype for p in parameters):
             self._average([p for p in parameters if p.dtype == dtype])
 
@@ -102,19 +103,18 @@ class Averaged:
 
 
 class Replicated(Averaged):
-    """Each model in a ``DistributedDataParallel`` of its own."""
+    """Each model in a ``DistributedDataParallel`` of its own; what is frozen when it is made, or in no model (weights of a
+    criterion), is averaged at the update."""
 
     def __init__(self, models, world, device, options):
         super().__init__(world, device)
         options = {"device_ids": [device.index] if device.type == "cuda" else None, "init_sync": False} | options
         self.wrappers = [_wrap(model, options) for model in models if any(p.requires_grad for p in model.parameters())]
+        self.exchanged |= {id(p) for model in models for p in model.parameters() if p.requires_grad}
 
     def exchange_gradients(self, wanted):
         for wrapper in self.wrappers:
             wrapper.require_backward_grad_sync = wanted  # what its no_sync() sets, for a forward and its backward
-
-    def complete(self, parameters):
-        """They are exchanged already."""
 
 
 def _wrap(model, options):
@@ -188,13 +188,11 @@ class Sharded(Averaged):
         for optimizer in optimizers:  # they hold what the models held before
             for group in optimizer.param_groups:
                 group["params"] = [new.get(id(p), p) for p in group["params"]]
+        self.exchanged |= {id(p) for p in new.values()}
 
     def exchange_gradients(self, wanted):
         for model in self.models:
             model.set_requires_gradient_sync(wanted)
-
-    def complete(self, parameters):
-        """They are exchanged already."""
 
 
 def _blocks(model, blocks):

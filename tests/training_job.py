@@ -150,11 +150,43 @@ ALIKE = {
     "gan, accumulated": lambda batch_size: accumulated(Gan(batch_size)),
     "skips": WithNan,
     "in memory": lambda batch_size: in_memory(batch_size),
+    "weights in the criterion": lambda batch_size: with_temperature(batch_size),
+    "unfrozen later": lambda batch_size: unfrozen_later(batch_size),
 }
 
 
 def accumulated(trainer):
     trainer.accumulate_steps = 2
+    return trainer
+
+
+class Tempered(nn.Module):
+    """A criterion with a weight of its own, which is learned."""
+
+    def __init__(self):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, pred, y):
+        return nn.functional.cross_entropy(pred / self.temperature, y)
+
+
+def with_temperature(batch_size):
+    trainer = tiny(batch_size)
+    trainer.criterion = Tempered()
+    trainer.optimizer_list[0].add_param_group({"params": list(trainer.criterion.parameters())})
+    return trainer
+
+
+class Unfreeze(Callback):
+    def on_train_start(self, model):
+        model.model_list[0].requires_grad_(model.epoch > 1)
+        model.model_list[0][-1].requires_grad_()
+
+
+def unfrozen_later(batch_size):
+    trainer = tiny(batch_size, callbacks=[Unfreeze()], preflight=False)
+    Unfreeze().on_train_start(trainer)
     return trainer
 
 
