@@ -173,7 +173,7 @@ def join(device):
             raise ValueError(f"WORLD_SIZE={os.environ['WORLD_SIZE']} asks for several processes, but {missing} are not set. "
                              "Start them with torchrun, or set parallel = None to train each process on its own.")
         store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        store = dist.PrefixStore(_meet(store, rank, size), store)
+        store = _of_this_start(store, rank, size)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.PrefixStore("group", store),
                                 rank=rank, world_size=size, timeout=TIMEOUT)
         atexit.register(_leave)
@@ -183,29 +183,27 @@ def join(device):
     return world
 
 
-def _meet(store, rank, size):
-    """A name that all ranks of this start agree on.
+def _of_this_start(store, rank, size):
+    """A part of ``store`` that nobody has written to. torchrun's outlives a restart, and with it the addresses of the
+    processes before, to which some rank would then connect (pytorch issue 167288; seen with torch 2.13).
 
-    torchrun keeps its store when it starts the processes again (seen with 2.13), so what dead ones wrote, their addresses
-    too, is still there. Here only what answers to a number that this process has just drawn is taken for an answer.
+    Rank 0 names it. What a rank says to it carries a number of its own, so that no answer is one to a process before.
     """
+    own = uuid.uuid4().hex
     if rank:
-        own = uuid.uuid4().hex
-        store.set(f"hello/{rank}", own)
-        name = store.get(f"start of {own}").decode()  # waits for rank 0
-        store.set(f"{name}/is known to {rank}", "")
-        return name
-    name, waiting, last = uuid.uuid4().hex, set(range(1, size)), time.monotonic() + TIMEOUT.total_seconds()
-    while waiting:
-        for other in tuple(waiting):
-            if store.check([f"hello/{other}"]):
-                store.set(f"start of {store.get(f'hello/{other}').decode()}", name)
-            if store.check([f"{name}/is known to {other}"]):
-                waiting.remove(other)
-        if time.monotonic() > last:
-            raise RuntimeError(f"All ranks must meet within {TIMEOUT}; {sorted(waiting)} of {size} did not come.")
+        store.set(f"here/{rank}", own)
+        name = store.get(f"name/{own}").decode()  # waits
+        store.set(f"known/{name}/{rank}", "")
+        return dist.PrefixStore(name, store)
+    others, until = set(range(1, size)), time.monotonic() + TIMEOUT.total_seconds()
+    while others:
+        for other in [other for other in others if store.check([f"here/{other}"])]:
+            store.set(f"name/{store.get(f'here/{other}').decode()}", own)
+        others -= {other for other in others if store.check([f"known/{own}/{other}"])}
+        if time.monotonic() > until:
+            raise RuntimeError(f"Ranks {sorted(others)[:5]} of {size} did not come within {TIMEOUT}.")
         time.sleep(0.01)
-    return name
+    return dist.PrefixStore(own, store)
 
 
 _STORES = {}  # the first trainer of a process makes it, later ones use it
