@@ -29,6 +29,7 @@ from torch.utils.data import (
 from template.hooks import Callback
 from template.loaders import TensorLoader, copied_ahead, make_batches
 from template.nested import first_tensor, loader_length, pinned, to_device
+from template.seeding import derive
 
 CPU = torch.device("cpu")
 SAMPLES = 23
@@ -357,7 +358,8 @@ def test_a_pickled_dataset_as_spawned_workers_get_it_seeds_its_own_generators_no
     batches = make_batches(jittered(), 3, CPU)
     whole = stream(batches, 2)
     pickled = pickle.loads(pickle.dumps(batches.dataset))
-    assert [plain(pickled[tagged]) for tagged in batches._tagged(2, 0)] == whole
+    tagged = [(derive(3, 2, number), indices) for number, indices in enumerate(batches._lists(2))]
+    assert [plain(pickled[batch]) for batch in tagged] == whole
 
 
 class Mixup:
