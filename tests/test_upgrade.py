@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tiny import ROOT, run_python
 
@@ -805,7 +805,9 @@ WHOLE = st.dictionaries(st.sampled_from([*NAMES, "new.py", "callbacks/new.py"]),
 
 
 @settings(RELAXED, max_examples=25)
-@given(WHOLE, WHOLE)
+@given(mine=WHOLE, theirs=WHOLE)
+@example(mine={"callbacks/c.py": None},  # which upstream renamed
+         theirs={**dict.fromkeys(["a.py", "b ü.py", "callbacks/c.py", "d/e.py"]), "callbacks/new.py": {0: "replace"}})
 def test_random_edits_of_whole_folders_lose_nothing_and_a_second_upgrade_does_nothing(tmp_path_factory, mine, theirs):
     def side(changes, who):
         files = {name: None if edits is None else joined(flat(apply_edits(edits, who, name[0])))
@@ -824,7 +826,8 @@ def test_random_edits_of_whole_folders_lose_nothing_and_a_second_upgrade_does_no
     for who, changes in (("mine", mine), ("theirs", theirs)):
         for name, edits in changes.items():
             kept = name in NAMES and ({"mine": theirs, "theirs": mine}[who].get(name, 1) is None)
-            if edits is not None and not (who == "theirs" and kept):  # what was deleted here stays deleted
+            renamed = name not in NAMES and any(mine.get(old, 1) is theirs.get(old, 1) is None for old in NAMES)
+            if edits is not None and not (who == "theirs" and (kept or renamed)):  # what was deleted here stays deleted
                 assert {line for line in flat(apply_edits(edits, who, name[0])) if line.startswith(who)} <= set(
                     everything.splitlines())
     before = snapshot(house.copy)
