@@ -146,13 +146,14 @@ def main(arguments=None):
         contender, ranks, parallel = options.process
         work(contender, int(ranks), parallel)
         return
-    from .measuring import in_rounds, ratio, row, spread, steady_conditions
+    from .measuring import conditions, in_rounds, ratio, row, spread
 
     ranks = options.ranks
     kinds = {ONE: (1, ""), ALONE.format(ranks): (ranks, ""), TWO.format(ranks): (ranks, "ddp")}
     jobs = {(contender, name): (contender, *kind) for contender in ("by_hand", "template") for name, kind in kinds.items()}
     jobs["template", FSDP.format(ranks)] = ("template", ranks, "fsdp")
-    print(steady_conditions(options.rounds))
+    rounds = f"{options.rounds} rounds: medians, ratios (min..max) within a round"
+    print(conditions("1 thread and 1 CPU for each rank", rounds))
     seconds = in_rounds(options.rounds, [lambda key=key, job=job: {key: run(*job)} for key, job in jobs.items()], practice=0)
     parameters = FEATURES * HIDDEN + HIDDEN * HIDDEN + HIDDEN * CLASSES + 2 * HIDDEN + CLASSES
     print(f"\nMLP of {parameters:,} parameters, batch {BATCH} on each rank, gloo on this machine")
