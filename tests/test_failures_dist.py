@@ -30,8 +30,8 @@ def undisturbed(tmp_path_factory):
 
 
 def assert_same_end(folder, undisturbed, was_killed=False):
-    """Everything that the run left is what it would have left undisturbed, to the bit. A kill in the middle of a write leaves
-    a temporary file, which a start ten minutes later removes."""
+    """Everything that the run left is what it would have left undisturbed, to the bit. A kill in the middle of a write
+    leaves a temporary file, which a start ten minutes later removes."""
     for name in ("last", "best", f"epoch{EPOCHS}"):
         one, other = (read(path / f"run/{name}.pth") for path in (folder, undisturbed))
         one, other = (comparable(state) for state in (one, other))
