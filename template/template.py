@@ -25,6 +25,7 @@ import os
 import time
 import weakref
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -266,7 +267,7 @@ class TemplateModel(RunLifetime):
 
         self.started_in = os.getcwd()
         self.ckpt_dir, self.run_name = self.world.from_main(lambda: run_folder.prepare(self.ckpt_dir, self.run_name))
-        self.stdout_logger = Logger(self.path_of(log_name) if self.world.is_main else os.devnull)
+        self.stdout_logger = Logger(Path(self.ckpt_dir) / log_name if self.world.is_main else os.devnull)
         if clean_log and self.world.is_main:
             self.stdout_logger.clean()
         self.stdout_logger.install()
