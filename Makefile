@@ -16,8 +16,8 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 faults: $(VENV)/.test
-	FAULTS=long PYTHONPATH=tests $(BIN)/python -m pytest -n 2 -p fault_figures tests/test_faults.py \
-		tests/test_failures_dist.py $(ARGS)
+	FAULTS=long PYTHONPATH=tests/jobs $(BIN)/python -m pytest -n 2 -p fault_figures tests/scenarios/test_faults.py \
+		tests/parallel/test_failures_dist.py $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from template import checkpoint
+from template.checkpoint import files as checkpoint
 from template.template import TemplateModel
 
 from .measuring import Process, conditions, in_rounds, row, timed

@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn import functional
 
 from template import Callback, TensorLoader
-from template.loaders import make_batches
+from template.data.loaders import make_batches
 from template.template import TemplateModel
 
 from .by_hand import LOG_EVERY, SEED, Slices

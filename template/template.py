@@ -14,9 +14,9 @@
         trainer.train_loop()
         trainer.eval()
 
-How an update is done stands in ``stepper.py``, what happens beside the loop in ``callbacks/``, how a run is saved, left and
-closed in ``run_lifetime.py``, reports and files in ``run_tools.py``. This file holds no feature: only what every training
-has.
+How an update is done stands in ``update/stepper.py``, what happens beside the loop in ``callbacks/``, how a run is saved,
+left and closed in ``run/lifetime.py``, reports and files in ``run/requests.py``. This file holds no feature: only what every
+training has.
 """
 
 import atexit
@@ -29,25 +29,27 @@ from pathlib import Path
 
 import torch
 
-from . import checks, distributed, run_folder
 from .callbacks import default_callbacks
-from .defaults import fitting_labels, input_of, loss_dict, own_loss, parameter_dtype, split_batch
-from .epoch_metrics import EpochMetrics, RunningLosses, distinct_sources
-from .guard import SkipGuard
+from .checkpoint.saver import Saver
+from .data.loaders import make_batches
+from .data.nested import first_tensor, loader_length
+from .data.seeding import draw_seed, seed_everything
+from .data.shares import Share, Uneven
 from .hooks import Hooks, run_all
-from .loaders import make_batches
-from .logger import Logger
-from .nested import first_tensor, loader_length
-from .one_forward import OneForward, eval_mode
-from .parallel import make_parallel
-from .prepare import TellCompiling, prepare
-from .run_lifetime import RunLifetime, close_if_alive
-from .saver import Saver
-from .schedule import build_schedule
-from .seeding import draw_seed, seed_everything
-from .shares import Share, Uneven
-from .signals import StopRequest
-from .stepper import Stepper, make_clip
+from .metrics.epoch import EpochMetrics, RunningLosses, distinct_sources
+from .metrics.one_forward import OneForward, eval_mode
+from .output import run_folder
+from .output.logger import Logger
+from .parallel import ranks
+from .parallel.gradients import make_parallel
+from .run import checks
+from .run.defaults import fitting_labels, input_of, loss_dict, own_loss, parameter_dtype, split_batch
+from .run.lifetime import RunLifetime, close_if_alive
+from .run.prepare import TellCompiling, prepare
+from .run.signals import StopRequest
+from .update.guard import SkipGuard
+from .update.schedule import build_schedule
+from .update.stepper import Stepper, make_clip
 
 
 class TemplateModel(RunLifetime):
@@ -66,7 +68,7 @@ class TemplateModel(RunLifetime):
         self.eval_loader = None        # the same; None: there is nothing to evaluate. Also called test_loader
 
         # --- may be set: where and how
-        self.device = distributed.default_device()
+        self.device = ranks.default_device()
         self.ckpt_dir = f"{run_folder.ROOT}/{run_folder.time_stamp()}"
         self.run_name = None           # folder under runs/; None: the name of ckpt_dir
         self.log_per_step = 5          # updates between two log points; each costs one wait for the device
@@ -87,7 +89,7 @@ class TemplateModel(RunLifetime):
 
         # --- may be set: several processes, started by torchrun
         self.parallel = "auto"         # "ddp", "fsdp"; "auto": "ddp" where there are several; None: each on its own
-        self.parallel_options = {}     # of DistributedDataParallel or fully_shard, see parallel.py
+        self.parallel_options = {}     # of DistributedDataParallel or fully_shard, see parallel/gradients.py
         self.sync_batchnorm = False    # statistics over all ranks' batches; on GPUs
 
         # --- may be set: the learning rate
@@ -125,7 +127,7 @@ class TemplateModel(RunLifetime):
         self.running_losses = RunningLosses()  # of the present epoch
         self.write_params = False      # this epoch's histograms are wanted
         self.run_options = {}          # what was given to check_init(arg=…)
-        self.world = distributed.Alone()  # the ranks; check_init meets the others
+        self.world = ranks.Alone()  # the ranks; check_init meets the others
         self.is_sharded = False        # weights are divided among the ranks
         self.hooks = None              # built by check_init, like the next four
         self.stepper = None
@@ -525,7 +527,7 @@ class TemplateModel(RunLifetime):
         with eval_mode(self.model_list), torch.no_grad(), OneForward(self.model_list) as forwards:
             for prefix, batches in batches_by_prefix.items():
                 batches = [batches.first()] if only_first else self._until_asked_to_leave(batches.epoch(0))
-                world = distributed.Alone() if only_first else self.world
+                world = ranks.Alone() if only_first else self.world
                 losses, metrics = self._score_batches(batches, forwards, on_eval_batch, world)
                 self.eval_loss_names |= {prefix + name for name in losses}
                 result |= {prefix + name: value for name, value in checks.joined(losses, metrics).items()}

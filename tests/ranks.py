@@ -17,9 +17,9 @@ from pathlib import Path
 
 import tiny
 import torch
-from tiny import ROOT, run_python
+from tiny import PATH, run_python
 
-ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+ENVIRONMENT = {"PYTHONPATH": PATH}
 DEVICE = os.environ.get("DEVICE_OF_RANKS", "cpu")
 TORCHRUN = ["-m", "torch.distributed.run"]
 
@@ -51,7 +51,7 @@ def handed_back(folder, num_ranks):
 
 
 def in_ranks(num_ranks, job, tmp_path_factory, *arguments, device="cpu"):
-    """Run a module of ``tests/`` in ``num_ranks`` processes, once.
+    """Run a module of ``tests/jobs/`` in ``num_ranks`` processes, once.
 
     Returns:
         ``(results of the ranks, the folder that they ran in, the CompletedProcess's stdout and stderr)``.

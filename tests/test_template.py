@@ -16,9 +16,11 @@ from tiny import ROOT, Tiny, run_python, tiny_data, tiny_model, tiny_trainer, we
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from template import Callback, Confusion, EarlyStopping, Mean, Stored, TensorLoader, checkpoint, run_lifetime
+from template import Callback, Confusion, EarlyStopping, Mean, Stored, TensorLoader
 from template.callbacks.history import History
-from template.saver import SaveError
+from template.checkpoint import files as checkpoint
+from template.checkpoint.saver import SaveError
+from template.run import lifetime as run_lifetime
 from template.template import TemplateModel
 
 # --- what was wrong in 2021 -----------------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from template.loaders import make_batches
+from template.data.loaders import make_batches
 from template.template import TemplateModel
 
 ROOT = Path(__file__).resolve().parent.parent
+PATH = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests/jobs")))  # as PYTHONPATH of a job
 CPU = torch.device("cpu")
 
 

@@ -10,7 +10,7 @@ import io
 import time
 
 from ..hooks import Callback
-from ..run_folder import replace_file, told_when_it_fails
+from ..output.run_folder import replace_file, told_when_it_fails
 
 _PNG_EVERY_SECONDS = 30.0
 

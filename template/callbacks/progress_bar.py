@@ -9,7 +9,7 @@ import time
 import torch
 
 from ..hooks import Callback
-from ..speed import peak_gigabytes
+from ..output.speed import peak_gigabytes
 
 _PLAIN_LINE_EVERY_SECONDS = 30.0
 _REDRAWN_EVERY_SECONDS = 0.1
@@ -26,7 +26,7 @@ class ProgressBar(Callback):
         self.show = show
         self.bar = None
         self._tqdm = None
-        self._start = None      # of the epoch, see speed.py
+        self._start = None      # of the epoch, see output/speed.py
         self._last_shown = 0.0  # seconds, on time.perf_counter's clock
 
     def on_train_start(self, model):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
+from ..data.nested import first_tensor, to_device
 from ..hooks import Callback
-from ..nested import first_tensor, to_device
-from ..one_forward import eval_mode
-from ..speed import peak_gigabytes
+from ..metrics.one_forward import eval_mode
+from ..output.speed import peak_gigabytes
 
 _SPEED_EVERY_SECONDS = 10.0
 
@@ -30,7 +30,7 @@ class TensorBoard(Callback):
         self.images = images
         self._parts = {}             # "": the run's own writer, "train" and "eval": those of sub-folders
         self._gradients_of = None    # the update whose gradients are wanted
-        self._speed_since = None     # a mark of speed.py
+        self._speed_since = None     # a mark of output/speed.py
         self._images_wanted = False
         self._hparams_written = False
 

@@ -8,7 +8,7 @@ It needs no GPU and no other process; what it writes loads everywhere, with one 
 import argparse
 import sys
 
-from .. import checkpoint, sharded
+from ..checkpoint import files, sharded
 
 
 def consolidate(source, target):
@@ -18,10 +18,10 @@ def consolidate(source, target):
         FileNotFoundError, CheckpointError: there is no such file, or it or a part of it is damaged.
         ValueError: it is whole already.
     """
-    state = checkpoint.read(source)
+    state = files.read(source)
     if "shards" not in state:
         raise ValueError(f"{source} is whole already: its weights are in it. Use it as it is.")
-    checkpoint.write(sharded.plain_state(state), target)
+    files.write(sharded.plain_state(state), target)
 
 
 def main():

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..checks import require_init
-from ..plain_data import HostCopy
-from ..state import apply, collect
-from ..stepper import make_clip
+from ..checkpoint.plain_data import HostCopy
+from ..checkpoint.state import apply, collect
+from ..run.checks import require_init
+from ..update.stepper import make_clip
 
 _WARM_UP = 3                # updates that are not counted
 _SECONDS_EACH = 5.0         # at most, for each of the measurements

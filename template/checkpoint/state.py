@@ -1,0 +1,283 @@
+"""What a checkpoint holds of a ``TemplateModel``, taken and put back.
+
+    state = collect(model)                   # plain data: tensors, numbers, strings, lists, dicts
+    notes = apply(model, state)              # all of it, or nothing when it does not fit
+
+Keys of the 2021 format (``model{i}``, ``optimizer_list{i}``, ``global_step``, ``global_step_eval``, ``epoch``,
+``best_metric``, ``key_metric``) keep their names and meaning; files of that time load.
+"""
+
+import re
+
+import torch
+
+from ..data.seeding import capture_rng, derive, restore_rng, seed_everything
+from . import sharded
+from .plain_data import HostCopy
+
+FORMAT = 1
+_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")  # left by DataParallel / DDP and by torch.compile
+
+
+def collect(model, optim=True, divided=False):
+    """The state of a ``TemplateModel`` as plain data. On every rank: what each of them has of its own is brought together.
+
+    Args:
+        optim: False leaves what only continuing needs.
+        divided: without weights and optimizers, of which ``sharded.write`` has each rank write its part.
+    """
+    state = _weights_and_optimizers(model, optim, divided)
+    state |= {
+        "format": FORMAT,
+        "global_step": model.global_step,
+        "global_step_eval": model.global_step_eval,
+        "epoch": model.epoch,
+        "best_metric": dict(model.best_metric),
+        "best_epoch": dict(model.best_epoch),
+        "key_metric": model.key_metric,
+        "seed": model.seed,
+        "run_name": model.run_name,
+    }
+    if optim:
+        state |= {
+            "epochs_done": model.epochs_done,
+            "batch": model.batches_done,
+            "should_stop": model.should_stop,
+            "losses": model.running_losses.state_dict(),
+            "schedule": model.lr_schedule.state_dict(),
+            "stepper": model.stepper.state_dict(),
+            "loader": model.train_batches.state_dict(),
+            "callbacks": {name: callback.state_dict() for name, callback in _with_state(model.hooks.callbacks)},
+        }
+        state["rng"], *others = model.world.gather(capture_rng())
+        state |= {"rng_of_other_ranks": others} if others else {}
+    return state
+
+
+def _weights_and_optimizers(model, optim, divided):
+    if model.is_sharded:
+        state = {} if divided else sharded.gathered(model, optim)
+        return state | {name: _clean(part.state_dict()) for name, part in _modules(model).items() if name == "criterion"}
+    state = {name: _clean(part.state_dict()) for name, part in _modules(model).items()}
+    if optim:
+        state |= {f"optimizer_list{i}": optimizer.state_dict() for i, optimizer in enumerate(model.optimizer_list)}
+    return state
+
+
+def apply(model, state, optim=True, strict=True):
+    """Put a state into a ``TemplateModel``; nothing is changed when it does not fit.
+
+    Returns:
+        Messages about what the state lacks or what was left out.
+
+    Raises:
+        ValueError: weights or optimizer do not fit and ``strict`` is set, or a model has no weights in the state.
+    """
+    modules = _modules(model)
+    if "shards" in state:
+        return _apply_parts(model, modules, state, optim)
+    weights, notes, lacking = _fitting_weights(modules, state, strict)
+    afresh = _unfit_optimizers(model.optimizer_list, state, lacking, strict) if optim else {}
+    if model.is_sharded:
+        return notes + _apply_divided(model, modules, weights, state, afresh if optim else None)
+    is_set_up = model.hooks is not None
+    before, key_metric = HostCopy().fill(collect(model, is_set_up)), model.key_metric
+    try:
+        return notes + _apply(model, modules, weights, state, afresh if optim else None)
+    except Exception:  # a callback, a loader or an optimizer refused its part: all go back
+        model.key_metric = key_metric
+        _apply(model, modules, _fitting_weights(modules, before, strict=True)[0], before, {} if is_set_up else None)
+        raise
+
+
+def _apply(model, modules, weights, state, afresh):
+    """What fits is put in; ``afresh`` is ``{index of an optimizer: why it is left out}``, or None for weights alone."""
+    for part, own in zip(modules.values(), weights):
+        part.load_state_dict(own, strict=False)
+    _apply_counters(model, state)
+    return [] if afresh is None else _apply_training_state(model, state, afresh)
+
+
+def _apply_divided(model, modules, weights, state, afresh):
+    """The same where each rank has a part of the weights; what fails half-way is not undone."""
+    for (name, part), own in zip(modules.items(), weights):
+        if name == "criterion":
+            part.load_state_dict(own, strict=False)
+    whole = {name: own for name, own in zip(modules, weights) if name != "criterion"}
+    sharded.load_plain(model, whole, None if afresh is None else state, afresh)
+    _apply_counters(model, state)
+    return [] if afresh is None else _apply_training_state(model, state, afresh, with_optimizers=False)
+
+
+def _apply_parts(model, modules, state, optim):
+    """From a file whose weights each rank wrote its part of, where each rank has a part again."""
+    sharded.load(model, state["shards"], optim)
+    if "criterion" in modules and "criterion" in state:
+        modules["criterion"].load_state_dict(state["criterion"])
+    _apply_counters(model, state)
+    return _apply_training_state(model, state, {}, with_optimizers=False) if optim else []
+
+
+def _apply_counters(model, state):
+    model.global_step = state.get("global_step", 0)
+    model.global_step_eval = state.get("global_step_eval", 0)
+    model.epoch = state.get("epoch", 0)
+    model.best_metric = {name: float(value) for name, value in state.get("best_metric", {}).items()}
+    model.best_epoch = dict(state.get("best_epoch", {}))
+    model.key_metric = model.key_metric or state.get("key_metric")
+    model.epochs_done = state.get("epochs_done", model.epoch)
+    model.batches_done = 0
+    model.running_losses.reset()
+
+
+def _apply_training_state(model, state, afresh, with_optimizers=True):
+    notes = [f"optimizer {i} starts afresh: {reason}" for i, reason in afresh.items()]
+    if "schedule" in state:
+        model.lr_schedule.load_state_dict(state["schedule"])
+    else:  # a file of the 2021 format
+        model.lr_schedule.fast_forward(model.epochs_done, model.global_step)
+    for i, optimizer in enumerate(model.optimizer_list):
+        if i not in afresh and with_optimizers:
+            optimizer.load_state_dict(state[f"optimizer_list{i}"])
+    if "stepper" in state:
+        model.batches_done = state["batch"]
+        model.train_batches.load_state_dict(state.get("loader"), state["batch"])
+        model.should_stop = state["should_stop"]
+        model.running_losses.load_state_dict(state["losses"])
+        model.stepper.load_state_dict(state["stepper"])
+        saved = dict(state["callbacks"])
+        for name, callback in _with_state(model.hooks.callbacks):
+            if name in saved:
+                callback.load_state_dict(saved.pop(name))
+            else:
+                notes.append(f"callback {name} starts afresh: the file holds no state of it")
+        notes += [f"the state of callback {name} is not used: there is no such callback now" for name in saved]
+        _restore_rng(model, state)
+    return notes
+
+
+def _restore_rng(model, state):
+    """This rank's; one that was not there when the file was written starts a stream of its own."""
+    known = [state["rng"], *state.get("rng_of_other_ranks", [])]
+    if model.world.rank < len(known):
+        restore_rng(known[model.world.rank])
+    else:
+        seed_everything(derive(state["seed"], model.global_step), rank=model.world.rank)
+
+
+def _with_state(callbacks):
+    """(name, callback) of those with state; the second of a class is ``Name#2``."""
+    seen = {}
+    for callback in callbacks:
+        if hasattr(callback, "state_dict"):
+            name = type(callback).__name__
+            seen[name] = seen.get(name, 0) + 1
+            yield (name if seen[name] == 1 else f"{name}#{seen[name]}"), callback
+
+
+def _modules(model):
+    """``{key in the state: module}``: the models, and a criterion that has weights of its own."""
+    modules = {f"model{i}": unwrap(part) for i, part in enumerate(model.model_list)}
+    if isinstance(model.criterion, torch.nn.Module) and model.criterion.state_dict():
+        modules["criterion"] = model.criterion
+    return modules
+
+
+def _fitting_weights(modules, state, strict):
+    """The weights of each module that fit it, messages on the rest, and the ids of the parameters that get none."""
+    weights, notes, lacking = [], [], set()
+    for name, part in modules.items():
+        if name not in state:
+            if name == "criterion":  # in 2021 it was not saved
+                weights.append({})
+                notes.append("criterion: the file holds no weights of it")
+                continue
+            keys = [key for key in state if key.startswith("model")]
+            raise ValueError(f"The file must hold every model of model_list; it holds {keys or 'none'}: {name} is missing.")
+        saved, own = _clean(state[name]), part.state_dict()
+        own = dict(zip(_clean(own), own.items()))
+        shapes = {key: (tuple(saved[key].shape), tuple(own[key][1].shape)) for key in saved.keys() & own.keys()
+                  if hasattr(own[key][1], "shape")}
+        mismatched = sorted(key for key, (there, here) in shapes.items() if there != here)
+        missing, unexpected = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+        problems = {
+            "missing in the file": missing,
+            "unknown to the model": unexpected,
+            "of another shape": [f"{key} {shapes[key][0]}, here {shapes[key][1]}" for key in mismatched],
+        }
+        problems = [f"{what}: {keys}" for what, keys in problems.items() if keys]
+        if problems and strict:
+            raise ValueError(
+                f"The weights do not fit {name} ({type(part).__name__}): {'; '.join(problems)}. Nothing was loaded. "
+                "Build the model as it was, or load what fits with strict=False."
+            )
+        notes += [f"{name}: {problem}" for problem in problems]
+        weights.append({own[key][0]: saved[key] for key in saved.keys() & own.keys() if key not in mismatched})
+        parameters = dict(part.named_parameters(remove_duplicate=False))
+        lacking |= {id(parameters.get(own[key][0])) for key in missing + mismatched}
+    notes += [f"{key} of the file is not used: there is no such model in model_list"
+              for key in state if re.fullmatch(r"model\d+", key) and key not in modules]
+    return weights, notes, lacking
+
+
+def _unfit_optimizers(optimizers, state, lacking, strict):
+    """``{index: why its saved state is of no use}``; where the grouping differs and ``strict`` is set, a ValueError."""
+    reasons = {}
+    for i, optimizer in enumerate(optimizers):
+        if f"optimizer_list{i}" not in state:
+            reasons[i] = f"the file holds no optimizer_list{i}"
+            continue
+        here, there = ([len(group["params"]) for group in groups]
+                       for groups in (optimizer.param_groups, state[f"optimizer_list{i}"]["param_groups"]))
+        if here != there and strict:
+            raise ValueError(
+                f"optimizer_list[{i}] has groups of {here} parameters, the file's of {there}. Nothing was loaded. Group the "
+                "parameters as they were, or load the weights alone with optim=False."
+            )
+        if here != there:
+            reasons[i] = f"its groups hold {here} parameters, those of the file {there}"
+        elif any(id(p) in lacking for group in optimizer.param_groups for p in group["params"]):
+            reasons[i] = "some of its parameters did not come from the file"
+    return reasons
+
+
+def parameter_names(model):
+    """``{key in the state: names in it that are parameters}``; the other entries are buffers."""
+    return {name: set(_clean(dict(part.named_parameters(remove_duplicate=False))))
+            for name, part in _modules(model).items()}
+
+
+def require_finite(state, names):
+    """Weights that are not finite must never become the newest checkpoint: the loss shows them one update too late.
+
+    Args:
+        names: of the parameters, as ``parameter_names`` gives them: buffers may hold an infinity on purpose (masks).
+
+    Raises:
+        FloatingPointError: a parameter is not finite.
+    """
+    for key, parameters in names.items():
+        for name in parameters & state.get(key, {}).keys():
+            values = state[key][name]
+            if not values.is_floating_point() or values.sum().isfinite():  # a sum costs a tenth of looking at each
+                continue
+            if not values.isfinite().all():
+                raise FloatingPointError(
+                    f"The weights must stay finite; {name} of {key} is not, in epoch {state['epoch']}, update "
+                    f"{state['global_step']}. This state is not saved; the files on disk are from before. Lower the "
+                    "learning rate, warm up, clip gradients, or set skip_non_finite."
+                )
+
+
+def unwrap(model):
+    """The user's own module inside DataParallel, DDP or ``torch.compile``."""
+    while hasattr(model, "_orig_mod") or isinstance(
+            model, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
+        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
+    return model
+
+
+def _clean(state_dict):
+    """Without the prefixes of wrappers, unless a model has such names of its own and two would become one."""
+    cleaned = {_PREFIXES.sub("", key).replace("._orig_mod.", "."): value for key, value in state_dict.items()}
+    return cleaned if len(cleaned) == len(state_dict) else dict(state_dict)

@@ -1,0 +1,8 @@
+"""Where batches come from.
+
+- ``loaders.py``: how is any loader read in an order that depends on (seed, epoch) alone, starting at any batch?
+- ``in_memory.py``: how is data that fits in memory read by slicing? ``TensorLoader``.
+- ``shares.py``: which batches does each of several processes get?
+- ``nested.py``: how does a nested batch reach the device, and what is in it?
+- ``seeding.py``: where do random numbers come from, and how are they put back?
+"""

@@ -1,0 +1,12 @@
+"""What is measured.
+
+- ``accumulators.py``: what can ``metric()`` return? ``Mean``, ``Stored``, ``Confusion``.
+- ``epoch.py``: how do the values of batches become the values of an epoch, over all processes?
+- ``one_forward.py``: how does one forward serve both the losses and the metrics of an evaluation batch?
+"""
+
+from .accumulators import Confusion as Confusion  # ``from utils.metrics import Confusion`` was the old way
+from .accumulators import Mean as Mean
+from .accumulators import Metric as Metric
+from .accumulators import Score as Score
+from .accumulators import Stored as Stored

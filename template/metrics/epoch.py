@@ -1,0 +1,195 @@
+"""What the loop collects: the losses of an epoch's batches, and the metrics of an evaluation.
+
+    losses = RunningLosses()
+    losses.update({"tol_loss": loss}, num_samples)     # an append: no kernel, no wait for the device
+    means = losses.window()                            # one wait, {"tol_loss": float}
+
+The accumulators that ``metric()`` returns are in ``accumulators.py``.
+"""
+
+import copy
+
+import torch
+
+from ..data.nested import to_device
+from ..parallel.ranks import ALONE
+from .accumulators import Confusion, Mean, Metric, Score, one_number, to_floats, to_number
+
+
+class RunningLosses:
+    """Training losses: means over the window since the last log point, and over the epoch.
+
+    ``update`` appends detached scalars; ``fetch`` brings all new ones to the host in one copy.
+    """
+
+    def __init__(self):
+        self.world = ALONE
+        self.reset()
+
+    def update(self, losses, num_samples):
+        kept = {}
+        for name, loss in losses.items():
+            kept[name] = loss.detach() if type(loss) is torch.Tensor and loss.dim() == 0 else one_number(loss, name)
+        self.pending.append((kept, num_samples))
+
+    def fetch(self):
+        """The window so far: ``[({name: float}, num_samples), …]``, an entry per batch of any rank, in the order of data."""
+        pending, self.pending = self.pending, []
+        fetched = iter(to_floats([value for losses, _ in pending for value in losses.values()]))
+        new = [(dict(zip(losses, fetched)), num_samples) for losses, num_samples in pending]
+        if self.world.size > 1:
+            new = [entry for batches in zip(*self.world.gather(new)) for entry in batches]
+        self.recent += new
+        return self.recent
+
+    def window(self):
+        """Means over the window's samples by name; the next window begins."""
+        sums = {}
+        for losses, num_samples in self.fetch():
+            if not num_samples:  # of a rank that had nothing in its share
+                continue
+            for name, value in losses.items():
+                total, weight = sums.get(name, (0.0, 0))
+                sums[name] = total + value * num_samples, weight + num_samples
+        for name, (total, weight) in sums.items():
+            old_total, old_weight = self.totals.get(name, (0.0, 0))
+            self.totals[name] = old_total + total, old_weight + weight
+        self.recent = []
+        return _means(sums)
+
+    def compute(self):
+        """Means over the samples of the epoch, as of the last ``window``."""
+        return _means(self.totals)
+
+    def reset(self):
+        self.pending = []
+        self.recent = []
+        self.totals = {}
+
+    def state_dict(self):
+        self.fetch()
+        return {"recent": [[dict(losses), num_samples] for losses, num_samples in self.recent],
+                "totals": {name: list(pair) for name, pair in self.totals.items()}}
+
+    def load_state_dict(self, state):
+        self.reset()
+        self.recent = [(dict(losses), num_samples) for losses, num_samples in state["recent"]]
+        self.totals = {name: tuple(pair) for name, pair in state["totals"].items()}
+
+
+def _means(totals):
+    return {name: total / weight for name, (total, weight) in totals.items()}
+
+
+class EpochMetrics:
+    """Collects the dicts that ``metric()`` or ``loss_per_batch`` return, batch by batch.
+
+    ``Metric`` and torchmetrics objects accumulate as they define it, everything else as a mean over samples.
+    """
+
+    def __init__(self):
+        self.totals = {}
+
+    def update(self, values, num_samples):
+        for name, value in values.items():
+            total = self.totals.get(name)
+            if not is_accumulator(value):
+                if total is None:
+                    total = self.totals[name] = Mean()
+                total.update(one_number(value, name), num_samples)
+            elif total is None:
+                self.totals[name] = value
+            elif total is not value and isinstance(value, Confusion):
+                self.totals[name] = total + value  # a new object: scores may share the old one
+            elif total is not value:
+                if not hasattr(total, "merge"):
+                    raise TypeError(
+                        f"metric {name!r} returned a new {type(value).__name__} for each batch, which cannot be merged. "
+                        "Make it once in __init__ and update it in metric()."
+                    )
+                total.merge(value)
+
+    def compute(self, world=ALONE):
+        """``{name: number or tensor}`` of all ranks; a metric that computes to a dict adds its own names."""
+        if world.size == 1:
+            return self._computed()
+        gathered = world.gather({name: _state_of(total) for name, total in self.totals.items()})
+        return world.from_main(lambda: self._merged(gathered)._computed())
+
+    def _merged(self, gathered):
+        """With what the other ranks have seen, in new objects: several scores may share the user's."""
+        merged = EpochMetrics()
+        for name, total in self.totals.items():  # rank 0 has seen the first batch, so it knows every name
+            states = [states[name] for states in gathered if name in states]
+            merged.totals[name] = _joined(total, states)
+        return merged
+
+    def _computed(self):
+        results = {}
+        for name, total in self.totals.items():
+            value = total.compute()
+            for key, part in (value.items() if isinstance(value, dict) else [(name, value)]):
+                results[key] = to_number(part)
+        return results
+
+    def reset(self):
+        for total in self.totals.values():
+            total.reset()
+        self.totals = {}
+
+
+def _state_of(metric):
+    """On the host; torchmetrics' objects keep theirs in ``metric_state``."""
+    if isinstance(metric, Metric):
+        return metric.state_dict()
+    if isinstance(metric, torch.nn.ModuleDict):  # torchmetrics' MetricCollection
+        return {name: _state_of(part) for name, part in metric.items(keep_base=True)}
+    if not hasattr(metric, "metric_state"):
+        raise TypeError("Several processes need metrics that can be merged: Mean, Stored, Confusion or torchmetrics' "
+                        f"objects; got a {type(metric).__name__}.")
+    return to_device(dict(metric.metric_state), torch.device("cpu"))
+
+
+def _joined(metric, states):
+    """A metric of the same kind that holds all of ``states``."""
+    if isinstance(metric, Metric):
+        first, *others = [_like(metric, state) for state in states]
+        for other in others:
+            first.merge(other)
+        return first
+    if isinstance(metric, torch.nn.ModuleDict):
+        metric = copy.deepcopy(metric)
+        for name, part in metric.items(keep_base=True):  # each with a state of its own from here on
+            _merge(part, [state[name] for state in states[1:]])
+        return metric
+    return _merge(copy.deepcopy(metric), states[1:])
+
+
+def _merge(metric, states):
+    """Take the states of other ranks into one of torchmetrics' objects."""
+    device = metric.device
+    metric.cpu()
+    metric.distributed_available_fn = lambda: False  # it would gather by itself
+    for state in states:
+        metric.merge_state(state)
+    return metric.to(device)
+
+
+def _like(metric, state):
+    """A metric of the same kind holding ``state``."""
+    other = metric.fresh()
+    other.load_state_dict(state)
+    return other
+
+
+def distinct_sources(metrics):
+    """What is to be updated: several scores may share one ``Confusion``, which must see a batch once."""
+    sources = (metric.confusion if isinstance(metric, Score) else metric for metric in metrics)
+    return {id(source): source for source in sources}.values()
+
+
+def is_accumulator(value):
+    """Ours, or anything with torchmetrics' ``compute`` and ``reset``."""
+    if isinstance(value, (torch.Tensor, float, int)):
+        return False
+    return isinstance(value, Metric) or (hasattr(value, "compute") and hasattr(value, "reset"))

@@ -1,0 +1,249 @@
+"""FSDP2 trains like one process; its checkpoints hold in parts what one file would, and keep every promise of that file.
+
+The job is ``sharded_job.py``.
+"""
+
+import copy
+import os
+import pickle
+import re
+import shutil
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import ENVIRONMENT, handed_back, history, once, torchrun
+from resume_job import EPOCHS as EPOCHS_OF_RUN
+from resume_job import UPDATES, trainer
+from sharded_job import BATCH, EPOCHS, WAYS, deep, leg, train
+from tiny import run_python, weights
+
+from template.checkpoint.files import CheckpointError, read
+from template.tools.consolidate import consolidate
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """One run by 1, 2, 3 and 1 processes, with FSDP2 where they are several: ``(its folder, results, what was said)``."""
+    def run(folder):
+        legs, said = [], []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            legs.append([leg("run", 5)])
+            for size, update in [(2, 9), (3, 13)]:
+                done = torchrun(size, "-m", "sharded_job", ".", update, "signal", cwd=folder)
+                said.append(done.stdout)
+                legs.append(handed_back(folder, size))
+            legs.append([leg("run")])
+        torch.save((legs, said), folder / "legs.pth")
+
+    folder = once(tmp_path_factory, "sharded chain", run)
+    return folder, *torch.load(folder / "legs.pth", weights_only=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The same run by one process that never stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("whole"))
+        built = trainer("run", keep_checkpoints=1, key_metric="tol_loss")
+        built.check_init(use_tb=False)
+        built.fit(EPOCHS_OF_RUN)
+        return {"weights": weights(built), "history": history("run"), "state": read("run/last.pth")}
+
+
+def close(one, other, rtol=1e-5):
+    torch.testing.assert_close(one, other, rtol=rtol, atol=1e-6)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_weights_in_parts_train_like_those_of_one_process(name, chain):
+    folder, legs, _ = chain
+    one, other = [rank["ways"][name] for rank in legs[1]]
+    alone = train(deep(2 * BATCH), "alone")
+    close(one["weights"], alone["weights"])
+    assert torch.equal(one["weights"], other["weights"])
+    assert one["eval"] == other["eval"] == pytest.approx(alone["eval"], rel=1e-5)
+    assert one["own"] + other["own"] == one["all"] and one["own"] < 0.7 * one["all"], "each rank keeps a part"
+    assert one["gathered"] == {"whole": 1}.get(name, 3)
+    for row, expected in zip(history(folder / "check_point" / name), history("check_point/alone"), strict=True):
+        assert row == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_an_evaluation_of_fewer_batches_than_ranks_gives_the_numbers_of_one_process(size, chain):
+    alone = train(deep(size * BATCH, 7), "alone")
+    for rank in chain[1][size - 1]:
+        assert rank["few"]["eval"] == pytest.approx(alone["eval"], rel=1e-5)
+        close(rank["few"]["weights"], alone["weights"])
+
+
+# --- from process to processes ------------------------------------------------------------------------------------------
+
+
+def test_parts_are_read_by_any_number_of_ranks_and_by_one_process(chain, whole):
+    folder, legs, _ = chain
+    assert [{rank["leg"]["began"] for rank in ranks} for ranks in legs[1:3]] == [{4}, {9}]
+    assert legs[3][0]["began"] == 13 and legs[3][0]["reached"] == UPDATES
+    close(legs[3][0]["weights"], whole["weights"])
+    for row, expected in zip(history(folder / "run"), whole["history"], strict=True):
+        assert row == pytest.approx(expected, rel=1e-5)
+    moments = [[state["optimizer_list0"]["state"][number]["exp_avg_sq"] for number in range(4)]
+               for state in (read(folder / "run/last.pth"), whole["state"])]
+    close(*moments, rtol=1e-4)
+
+
+def test_ddp_and_fsdp_take_over_from_each_other(chain, whole):
+    for rank in chain[1][1]:
+        assert [part["began"] for part in rank["kinds"]] == [0, 5, 9]
+        close(rank["kinds"][-1]["weights"], whole["weights"])
+    assert "shards" not in read(chain[0] / "kinds/last.pth")
+
+
+# --- what lies on the disk --------------------------------------------------------------------------------------------
+
+
+def states(folder):
+    return {path.name: torch.load(path, weights_only=True) for path in Path(folder).glob("*.pth")}
+
+
+def test_last_names_parts_and_best_is_plain_and_whole(chain):
+    folder = chain[0] / "after 2"
+    found = states(folder)
+    assert found["last.pth"]["shards"]["world_size"] == 2 and "model0" not in found["last.pth"]
+    assert "shards" not in found["best.pth"] and found["best.pth"]["model0"]["0.weight"].shape == (16, 6)
+    named = {state["shards"]["folder"] for state in found.values() if "shards" in state}
+    assert {path.name for path in folder.glob("shards-*")} == named, "parts that no file names are gone"
+    assert len(named) >= 2 and found["previous.pth"]["shards"]["folder"] in named
+    built = trainer("plain")
+    built.check_init(use_tb=False)
+    built.load_state(folder / "best.pth", optim=False)
+
+
+def test_parts_are_removed_when_one_process_has_gone_on_without_them(chain):
+    found = states(chain[0] / "run")
+    assert not any("shards" in state for state in found.values())
+    assert len(list((chain[0] / "run").glob("shards-*"))) <= 1
+
+
+def test_consolidate_gives_from_the_command_line_the_file_of_one_process(chain, tmp_path, whole):
+    source = chain[0] / "after 3/last.pth"
+    done = run_python("-m", "template.tools.consolidate", source, "whole.pth", cwd=tmp_path, env=ENVIRONMENT)
+    assert done.stdout == f"whole.pth holds all of {source}\n"
+    state, of_one = read("whole.pth"), whole["state"]
+    assert state.keys() - {"rng_of_other_ranks"} == of_one.keys() and state["global_step"] == 13
+    assert state["optimizer_list0"].keys() == of_one["optimizer_list0"].keys()
+    assert state["optimizer_list0"]["state"].keys() == of_one["optimizer_list0"]["state"].keys()
+    ranks = chain[1][2]
+    built = trainer("continued", keep_checkpoints=1, key_metric="tol_loss")
+    built.check_init(use_tb=False)
+    built.load_state("whole.pth")
+    assert torch.equal(weights(built), ranks[0]["leg"]["weights"])
+    built.fit(EPOCHS_OF_RUN)
+    close(weights(built), whole["weights"])
+    with pytest.raises(ValueError, match="is whole already"):
+        consolidate("whole.pth", "again.pth")
+    again = run_python("-m", "template.tools.consolidate", "whole.pth", "x.pth", cwd=tmp_path, env=ENVIRONMENT, check=False)
+    assert again.returncode == 1 and "is whole already" in again.stderr and "Traceback" not in again.stderr
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "a flipped bit": ("__0_0.distcp", flip, "the checksum of .*__0_0.distcp is wrong"),
+    "a file that is gone": ("__1_0.distcp", os.unlink, "__1_0.distcp is missing"),
+    "a part that is cut": ("__1_0.distcp", lambda path: os.truncate(path, 100), "the checksum of .*__1_0.distcp is wrong"),
+    "cut metadata": (".metadata", lambda path: os.truncate(path, 40), "the checksum of .*.metadata is wrong"),
+    "no metadata": (".metadata", os.unlink, ".metadata is missing"),
+    "a folder that is gone": ("", shutil.rmtree, "is missing"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_parts_are_named_and_the_ones_before_are_taken(name, chain, tmp_path, capsys):
+    file, damage, message = DAMAGES[name]
+    shutil.copytree(chain[0] / "after 2", "run")
+    shards, before = (read(f"run/{file}.pth")["shards"] for file in ("last", "previous"))
+    damage(Path("run") / shards["folder"] / file)
+    with pytest.raises(CheckpointError, match=message):
+        read("run/last.pth")
+    built = trainer("run")
+    built.check_init(use_tb=False)
+    assert Path(built.load_state("auto")).name == "previous.pth" and built.global_step == 8
+    assert re.search(f"skipped: .*last.pth cannot be used: .*{message}", capsys.readouterr().out)
+    assert before["folder"] != shards["folder"]
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize("forge", [
+    lambda path: path.write_bytes(pickle.dumps(Payload())),
+    lambda path: path.write_bytes(pickle.dumps({"state_dict_metadata": {}, "storage_data": Payload()})),
+    lambda path: path.write_bytes(pickle.dumps(os.system)),
+    lambda path: os.truncate(path, 40),
+], ids=["a payload", "a payload inside", "a function", "cut"])
+def test_metadata_with_fitting_checksum_is_not_believed_either(forge, chain, capsys):
+    shutil.copytree(chain[0] / "after 2", "run")
+    state = read("run/last.pth")
+    path = Path("run") / state["shards"]["folder"] / ".metadata"
+    forge(path)
+    forged = copy.deepcopy(state)
+    forged["shards"]["crc"][".metadata"] = zlib.crc32(path.read_bytes())
+    forged["shards"].pop("in", None)
+    torch.save(forged, "run/last.pth")
+    with pytest.raises(CheckpointError, match="could run code when loaded: it names (posix|nt)|cannot be read"):
+        read("run/last.pth")
+    built = trainer("run")
+    built.check_init(use_tb=False)
+    assert Path(built.load_state("auto")).name == "previous.pth"
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("change", [
+    lambda shards: shards.update(folder="../elsewhere"), lambda shards: shards["crc"].update({"../../x": 1}),
+    lambda shards: shards.pop("crc"), lambda shards: shards.update(folder=3),
+], ids=["a folder outside", "a file outside", "no checksums", "a folder that is a number"])
+def test_a_file_that_names_something_else_than_its_parts_is_refused(change, chain):
+    shutil.copytree(chain[0] / "after 2", "run")
+    state = read("run/last.pth")
+    change(state["shards"])
+    torch.save(state, "run/last.pth")
+    with pytest.raises(CheckpointError, match="last.pth cannot be used"):
+        read("run/last.pth")
+
+
+# --- a disk that takes nothing ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_disk_of_one_rank_that_takes_nothing_is_told_and_the_next_save_works(what, chain):
+    folder, legs, said = chain
+    for rank in legs[1]:
+        found = rank[f"full {what}"]
+        close(found["weights"], legs[1][0]["ways"]["whole"]["weights"])
+        assert found["failed"] == 0
+    steps = legs[1][0][f"full {what}"]["steps"]
+    assert steps[:6] == [0, 1, 1, 1, 4, 5], "what was saved before is kept until a save works"
+    assert len(steps) == 4 * EPOCHS
+    run = re.search(rf"check_point/full {what} \|.*?(?:=== |\Z)", said[0], re.S)[0]
+    assert run.count("!!! SAVE FAILED") == 1 and "No space left on device" in run and "Saving works again" in run
+    found = states(folder / f"check_point/full {what}")
+    assert found["last.pth"]["epochs_done"] == EPOCHS
+    named = {state["shards"]["folder"] for state in found.values() if "shards" in state}
+    assert {path.name for path in (folder / f"check_point/full {what}").glob("shards-*")} == named

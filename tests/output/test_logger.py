@@ -1,0 +1,503 @@
+"""The stdout tee: what goes to the file, what stays out of it, and that stdout always comes back."""
+
+import contextlib
+import io
+import os
+import shutil
+import sys
+import threading
+
+import pytest
+from full_disk import FullDisk
+from tiny import ROOT, run_python
+
+from template.output.logger import Logger
+
+HERE = {"PYTHONPATH": str(ROOT)}
+
+
+def text(path="log.txt"):
+    with open(path, encoding="utf-8", newline="") as file:
+        return file.read()
+
+
+def own_console():
+    """Make a stdout that keeps what reached it; the conftest gives the real one back."""
+    sys.stdout = io.StringIO()
+    return sys.stdout
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_printed_stands_on_the_console_and_in_the_file():
+    console = own_console()
+    with Logger("log.txt"):
+        print("one", 2, sep="-")
+        print("three")
+    assert console.getvalue() == text() == "one-2\nthree\n"
+
+
+def test_pieces_of_a_line_become_one_line():
+    own_console()
+    with Logger("log.txt"):
+        for piece in ("loss", " ", "0.5"):
+            print(piece, end="")
+            assert text() == ""  # only whole lines go to the file
+        print()
+    assert text() == "loss 0.5\n"
+
+
+def test_a_last_line_without_its_end_is_not_lost():
+    own_console()
+    logger = Logger("log.txt").install()
+    print("half a line", end="")
+    logger.restore()
+    assert text() == "half a line\n"
+
+
+def test_each_line_is_in_the_file_as_soon_as_it_is_printed():
+    own_console()
+    with Logger("log.txt"):
+        print("alive")
+        assert text() == "alive\n"  # read while the Logger is open: a killed process keeps its last line
+
+
+def test_text_of_any_language_is_kept():
+    own_console()
+    with Logger("log.txt"):
+        print("准确率 0.98 — größer")
+    assert text() == "准确率 0.98 — größer\n"
+
+
+def test_write_returns_the_number_of_characters_as_every_stream_does():
+    own_console()
+    logger = Logger("log.txt")
+    assert logger.write("hello\n") == 6
+    logger.writelines(["a\n", "b\n"])
+    assert text() == "hello\na\nb\n"
+
+
+def test_colours_reach_the_console_and_stay_out_of_the_file():
+    console = own_console()
+    with Logger("log.txt"):
+        print("\x1b[31mred\x1b[0m")
+    assert text() == "red\n"
+    assert "\x1b[31m" in console.getvalue()
+
+
+def test_an_older_log_is_appended_to_and_clean_empties_it():
+    own_console()
+    with open("log.txt", "w") as file:
+        file.write("old\n")
+    logger = Logger("log.txt").install()
+    print("new")
+    assert text() == "old\nnew\n"
+    logger.clean()
+    assert text() == ""
+    print("after")
+    logger.restore()
+    assert text() == "after\n"
+    logger.clean()
+    assert text() == ""
+
+
+def test_a_bad_path_fails_at_once_and_leaves_stdout_alone():
+    console = own_console()
+    with pytest.raises(FileNotFoundError, match="missing"):
+        Logger("missing/log.txt")
+    assert sys.stdout is console
+
+
+def test_it_answers_what_libraries_ask_of_a_stdout():
+    own_console()
+    with open("real.txt", "w", encoding="utf-16") as real:
+        sys.stdout = real
+        logger = Logger("log.txt")
+        assert logger.fileno() == real.fileno()
+        assert logger.isatty() is False
+        assert logger.encoding == "utf-16"
+        assert logger.errors == "strict"
+        assert logger.buffer is real.buffer
+        assert logger.writable() and not logger.readable() and not logger.closed
+        logger.write("x")
+        logger.flush()
+    real = io.StringIO()
+    real.isatty = lambda: True
+    sys.stdout = real
+    assert Logger("log.txt").isatty() is True
+    assert Logger("log.txt").encoding == "utf-8"  # a StringIO has none
+
+
+def test_eight_threads_write_whole_lines():
+    own_console()
+    lines = {f"thread {number} line {i} " + "x" * 40 for number in range(8) for i in range(200)}
+
+    def work(number):
+        for i in range(200):
+            print("thread", number, "line", i, "x" * 40)  # nine writes
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with Logger("log.txt"):
+            threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    written = text().splitlines()
+    assert len(written) == 1600
+    assert set(written) == lines
+
+
+# --- progress bars ----------------------------------------------------------------------------------------------------
+
+
+def test_a_line_drawn_over_with_carriage_returns_stays_out_but_what_follows_it_is_kept():
+    own_console()
+    with Logger("log.txt"):
+        print("\r 10%", end="")
+        print("\r 20%", end="")
+        print()
+        print("50%", end="\r")
+        print("60%", end="\r")
+        print("done")
+    assert text() == "done\n"
+
+
+def test_windows_line_ends_are_no_progress_bar():
+    own_console()
+    logger = Logger("log.txt")
+    logger.write("one\r\ntwo\r\n")
+    logger.write("three\r")
+    logger.write("\n")
+    assert text() == "one\ntwo\nthree\n"
+
+
+def test_a_bar_of_many_updates_does_not_pile_up_in_memory():
+    own_console()
+    logger = Logger("log.txt")
+    for i in range(1000):
+        logger.write(f"\r{i}")
+    assert sum(map(len, logger._unfinished.values())) < 10
+
+
+BARS = """
+import sys, time
+from tqdm import tqdm
+from template.output.logger import Logger
+stream = getattr(sys, "{stream}")
+with Logger("log.txt"):
+    print("before")
+    for i in tqdm(range(30), file=sys.{stream}, leave={leave}, mininterval=0):
+        if i == 10:
+            tqdm.write("in the midst", file=sys.stdout)
+        if i == 20:
+            print("beside the bar")
+    print("after")
+    for i in tqdm(range(3), file=sys.{stream}, leave={leave}, mininterval=0):
+        for j in tqdm(range(3), file=sys.{stream}, leave=False, mininterval=0):
+            pass
+    print("the end")
+"""
+
+
+@pytest.mark.parametrize("leave", [True, False])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_tqdm_never_enters_the_file_and_takes_no_line_with_it(tmp_path, stream, leave):
+    done = run_python("-c", BARS.format(stream=stream, leave=leave), cwd=tmp_path, env=HERE)
+    assert "100%" in done.stdout + done.stderr  # there was a bar
+    assert [line for line in text().splitlines() if line] == [
+        "before", "in the midst", "beside the bar", "after", "the end"]
+
+
+# --- taking stdout and giving it back ---------------------------------------------------------------------------------
+
+
+def test_the_way_of_2021_works():
+    console = own_console()
+    sys.stdout = Logger("log.txt")
+    print("hello")
+    sys.stdout.flush()
+    sys.stdout.restore()
+    assert sys.stdout is console
+    assert text() == console.getvalue() == "hello\n"
+
+
+def test_restore_twice_is_safe_and_install_opens_it_again():
+    console = own_console()
+    logger = Logger("log.txt").install()
+    print("one")
+    logger.restore()
+    logger.restore()
+    print("console only")
+    logger.install()
+    print("two")
+    logger.restore()
+    assert sys.stdout is console
+    assert text() == "one\ntwo\n"
+
+
+def test_an_error_stands_in_the_file_and_stdout_is_back():
+    console = own_console()
+    with pytest.raises(ZeroDivisionError):
+        with Logger("log.txt"):
+            print("working")
+            1 / 0  # noqa: B018
+    assert sys.stdout is console
+    assert text().startswith("working\nTraceback (most recent call last):\n")
+    assert text().endswith("ZeroDivisionError: division by zero\n")
+    assert "Traceback" not in console.getvalue()  # Python shows it on stderr
+
+
+def test_nested_loggers_each_have_their_lines():
+    console = own_console()
+    with Logger("outer.txt"):
+        print("a")
+        with Logger("inner.txt"):
+            print("b")
+        print("c")
+    assert sys.stdout is console
+    assert text("outer.txt") == console.getvalue() == "a\nb\nc\n"
+    assert text("inner.txt") == "b\n"
+
+
+def test_loggers_that_end_in_the_wrong_order_still_give_stdout_back():
+    console = own_console()
+    first = Logger("first.txt").install()
+    second = Logger("second.txt").install()
+    print("both")
+    first.restore()
+    print("second only")
+    second.restore()
+    assert sys.stdout is console
+    print("console only")
+    assert text("first.txt") == "both\n"
+    assert text("second.txt") == "both\nsecond only\n"
+    assert console.getvalue() == "both\nsecond only\nconsole only\n"
+    with first:
+        print("first again")
+    assert text("first.txt") == "both\nfirst again\n"
+    assert sys.stdout is console
+
+
+def test_a_covered_logger_that_is_installed_again_does_not_print_in_a_circle():
+    """Two trainers of one process: the second's check_init covers the first, then the first trains."""
+    console = own_console()
+    first = Logger("first.txt").install()
+    second = Logger("second.txt").install()
+    first.install()
+    print("hello")
+    assert console.getvalue() == "hello\n"
+    first.restore()
+    first.install()  # restored while covered, and opened again
+    print("again")
+    second.restore()
+    print("first alone")
+    first.restore()
+    assert sys.stdout is console
+    assert console.getvalue() == "hello\nagain\nfirst alone\n"
+    assert text("first.txt") == "hello\nagain\nfirst alone\n"
+
+
+def test_somebody_elses_wrapper_on_top_does_not_print_in_a_circle():
+    console = own_console()
+    class Wrapper:  # colorama and wandb put such a thing around stdout
+        def __init__(self, stream):
+            self.stream = stream
+
+        def write(self, message):
+            return self.stream.write(message.upper())
+
+        def flush(self):
+            self.stream.flush()
+
+    logger = Logger("log.txt").install()
+    sys.stdout = Wrapper(sys.stdout)
+    logger.install()
+    print("hello")
+    assert console.getvalue() == text() == "HELLO\n"
+
+
+def test_redirected_output_goes_where_it_was_sent_and_stdout_survives():
+    console = own_console()
+    logger = Logger("log.txt").install()
+    with contextlib.redirect_stdout(io.StringIO()) as caught:
+        logger.install()  # what every train_loop() does
+        print("for the buffer")
+    print("for the log")
+    logger.restore()
+    assert caught.getvalue() == "for the buffer\n"
+    assert sys.stdout is console
+    assert console.getvalue() == text() == "for the log\n"
+
+
+def test_a_stdout_that_somebody_put_back_is_taken_again():
+    console = own_console()
+    logger = Logger("log.txt").install()
+    sys.stdout = console
+    print("not logged")
+    logger.install()
+    print("logged")
+    logger.restore()
+    assert text() == "logged\n"
+    assert sys.stdout is console
+
+
+def test_entering_again_inside_does_not_end_the_outer_use():
+    console = own_console()
+    logger = Logger("log.txt")
+    logger.write("before\n")
+    with logger:
+        with logger:
+            print("inner")
+        print("outer")
+        assert sys.stdout is logger
+    assert sys.stdout is console
+    assert text() == "before\ninner\nouter\n"
+
+
+def test_stdout_is_given_back_at_the_interpreters_exit(tmp_path):
+    script = """
+import atexit, sys
+console = sys.stdout
+atexit.register(lambda: print("is back:", sys.stdout is console))   # runs after what is registered later
+from template.output.logger import Logger
+sys.stdout = Logger("log.txt")
+print("hello")
+print("unfinished", end="")
+"""
+    done = run_python("-c", script, cwd=tmp_path, env=HERE)
+    assert done.stdout == "hello\nunfinishedis back: True\n"
+    assert done.stderr == ""
+    assert text() == "hello\nunfinished\n"
+
+
+def test_input_and_the_debugger_talk_through_it(tmp_path):
+    script = """
+from template.output.logger import Logger
+with Logger("log.txt"):
+    name = input("name? ")
+    print("hello", name)
+    breakpoint()
+    print("went on")
+"""
+    with open("answers.txt", "w") as file:
+        file.write("Ada\np name + '!'\nc\n")
+    code = f"import sys; sys.stdin = open('answers.txt'); exec({script!r})"
+    done = run_python("-c", code, cwd=tmp_path, env=HERE)
+    assert "name? hello Ada" in done.stdout and "'Ada!'" in done.stdout and "went on" in done.stdout
+    assert "hello Ada" in text() and "went on\n" in text()
+
+
+def test_move_takes_the_lines_along_and_goes_on_in_the_new_file():
+    own_console()
+    os.makedirs("run")
+    with open("run/log.txt", "w") as file:
+        file.write("earlier run\n")
+    logger = Logger("log.txt").install()
+    print("began")
+    logger.move("run/log.txt")
+    print("went on")
+    logger.restore()
+    assert text("run/log.txt") == "earlier run\nbegan\nwent on\n"
+    assert text("log.txt") == "began\n"  # left for the caller
+    logger.move("third.txt")
+    assert text("third.txt") == text("run/log.txt")  # also when it is closed
+    with logger:
+        print("in the third")
+    assert text("third.txt").endswith("went on\nin the third\n")
+
+
+# --- when the file does not take it -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", [0, 1, 4, 6])
+def test_on_a_full_disk_print_goes_on_and_the_lines_arrive_later_in_order_and_once(monkeypatch, room):
+    console, disk = own_console(), FullDisk(monkeypatch)
+    lines = [f"line {number}\n" for number in range(9)]
+    with Logger("log.txt"):
+        for number, line in enumerate(lines):
+            disk.room = room if number == 3 else None if number == 6 else disk.room
+            print(line, end="")
+            if number == 5:
+                whole = "".join(lines[:3])
+                assert text() == whole + "".join(lines[3:])[:room]  # a short write cuts anywhere
+        assert text() == "".join(lines)
+    assert disk.refused == 3
+    told = "!!! log.txt cannot be written: No space left on device. What belongs there waits in memory.\n"
+    assert console.getvalue() == "".join(lines[:3]) + lines[3] + told + "".join(lines[4:])
+    assert text() == "".join(lines)
+
+
+def test_what_a_disk_that_stays_full_did_not_take_is_told_at_the_end(monkeypatch):
+    console, disk = own_console(), FullDisk(monkeypatch)
+    with Logger("log.txt"):
+        print("taken")
+        disk.room = 0
+        print("not taken")
+        print("half a line", end="")
+    assert sys.stdout is console and text() == "taken\n"
+    assert console.getvalue().endswith("!!! log.txt lacks its last 22 bytes.\n")
+
+
+def test_eight_threads_on_a_disk_that_is_full_now_and_then_lose_no_line(monkeypatch):
+    own_console()
+    disk = FullDisk(monkeypatch)
+
+    def work(number):
+        for i in range(50):
+            disk.room = [None, 0, 3, 50][(i + number) % 4]
+            print(f"thread {number} line {i}")
+
+    with Logger("log.txt"):
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        disk.room = None
+    assert sorted(text().splitlines()) == sorted(f"thread {number} line {i}" for number in range(8) for i in range(50))
+
+
+def test_a_folder_that_was_deleted_is_made_again_and_the_log_goes_on():
+    console = own_console()
+    os.mkdir("run")
+    with Logger("run/log.txt"):
+        print("before")
+        shutil.rmtree("run")
+        print("after")
+        print("and on")
+    assert text("run/log.txt") == "after\nand on\n"
+    assert console.getvalue().count("!!! run/log.txt was deleted. It is begun anew.") == 1
+
+
+def test_a_folder_that_was_deleted_while_the_log_was_closed_is_made_again():
+    own_console()
+    os.mkdir("run")
+    logger = Logger("run/log.txt")
+    with logger:
+        print("before")
+    shutil.rmtree("run")
+    with logger:
+        print("after")
+    assert text("run/log.txt") == "after\n"
+
+
+def test_move_takes_along_what_waits_for_a_full_disk_and_does_not_call_it_lost(monkeypatch):
+    console, disk = own_console(), FullDisk(monkeypatch)
+    logger = Logger("log.txt").install()
+    print("one")
+    disk.room = 2
+    print("two")
+    logger.move("other.txt")
+    assert text("other.txt") == ""
+    print("three")
+    disk.room = None
+    print("four")
+    logger.restore()
+    assert text("other.txt") == "one\ntwo\nthree\nfour\n"
+    assert "lacks" not in console.getvalue()
