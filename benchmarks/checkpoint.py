@@ -113,7 +113,7 @@ class Ours:
         """How long the loop stands still."""
         self.trainer.epoch += 1
         started = time.perf_counter()
-        self.trainer._save_last(self.folder / f"epoch{self.trainer.epoch}.pth")
+        self.trainer.checkpoints.save_last(self.folder / f"epoch{self.trainer.epoch}.pth")
         return time.perf_counter() - started
 
     def save(self):
@@ -129,7 +129,7 @@ class Ours:
         return self._save_beside("long")
 
     def _save_beside(self, name):
-        steps, writes = self.steps[name], self.trainer._saver._writes
+        steps, writes = self.steps[name], self.trainer.checkpoints.saver._writes
         end = time.perf_counter() + PRACTICE_SECONDS
         alone, alone_on_cpu, _ = steps.run_until(lambda: time.perf_counter() > end)
         standstill = self._save()
@@ -143,7 +143,7 @@ class Ours:
 
     def _wait(self):
         self.trainer.wait_for_saves()
-        self.trainer._saver.raise_failure()
+        self.trainer.checkpoints.saver.raise_failure()
 
     def load(self):
         started = time.perf_counter()

@@ -197,7 +197,7 @@ class Ours(Contender):
 
     def train(self):
         self.loss = self.trainer.train_loop()["tol_loss"]
-        self.trainer._count_epoch()  # over, without a checkpoint
+        self.trainer.lifetime.count_epoch()  # over, without a checkpoint
         self.seconds = self.trainer.callbacks[0].seconds
 
 

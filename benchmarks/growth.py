@@ -185,7 +185,7 @@ class Ours:
             result = trainer.test()
             return (time.perf_counter() - started) / updates, result["tol_loss"]
         trainer.train_loop()
-        trainer._count_epoch()  # over, without a checkpoint
+        trainer.lifetime.count_epoch()  # over, without a checkpoint
         return (trainer.stopwatch.stopped - trainer.stopwatch.started) / updates, trainer.losses["tol_loss"].item()
 
 

@@ -20,7 +20,8 @@ from template import Callback, Confusion, EarlyStopping, Mean, Stored, TensorLoa
 from template.callbacks.history import History
 from template.checkpoint import files as checkpoint
 from template.checkpoint.saver import SaveError
-from template.run import lifetime as run_lifetime
+from template.metrics.best import better_when
+from template.run import checkpoints as run_checkpoints
 from template.template import TemplateModel
 
 # --- what was wrong in 2021 -----------------------------------------------------------------------------------------
@@ -597,7 +598,7 @@ def test_key_metric_must_be_named_when_there_are_several_and_must_exist():
     trainer = Several(key_metric="tol_loss")
     trainer.check_init(use_tb=False)
     trainer.fit(2)
-    assert trainer.better_when("tol_loss") == "min" and trainer.better_when("a") == "max"
+    assert better_when(trainer, "tol_loss") == "min" and better_when(trainer, "a") == "max"
 
 
 def test_deterministic_makes_two_runs_alike_and_the_seed_is_what_distinguishes_runs():
@@ -839,7 +840,7 @@ def saved(monkeypatch):
 def test_save_per_seconds_saves_when_the_last_save_is_so_long_ago(saved, monkeypatch):
     start = time.monotonic()
     clock = SimpleNamespace(now=start)
-    monkeypatch.setattr(run_lifetime, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(run_checkpoints, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
     class Clock(Callback):
         def on_after_step(self, model):
@@ -875,8 +876,8 @@ class FullDisk:
 
 def end(trainer):
     """A save that failed on purpose must not end the process of the tests."""
-    trainer._saver.close()
-    trainer._saver.failed.clear()
+    trainer.checkpoints.saver.close()
+    trainer.checkpoints.saver.failed.clear()
 
 
 @pytest.mark.parametrize("file, update", [("last.pth", 2), ("best.pth", 6)])
@@ -901,7 +902,7 @@ def test_on_a_full_disk_training_goes_on_to_the_same_bits_and_catches_up(monkeyp
     trainer = tiny_trainer(ckpt_dir="run", callbacks=[Cleared()])
     trainer.fit(3)
     told = capsys.readouterr().out
-    assert torch.equal(weights(trainer), weights(whole)) and not trainer._saver.failed
+    assert torch.equal(weights(trainer), weights(whole)) and not trainer.checkpoints.saver.failed
     assert told.count("SAVE FAILED") == 2 and told.count("Saving works again") == 2
     assert torch.load("run/best.pth")["epoch"] == whole.best_epoch["acc"]
     assert torch.load("run/last.pth")["global_step"] == 18 and Path("run/epoch3.pth").exists()

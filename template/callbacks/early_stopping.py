@@ -7,6 +7,7 @@
 import math
 
 from ..hooks import Callback
+from ..metrics.best import better_when
 
 
 class EarlyStopping(Callback):
@@ -42,7 +43,7 @@ class EarlyStopping(Callback):
 
     def on_eval_result(self, model, result):
         if self.monitor is None or not self.monitor.startswith("train/"):
-            self._judge(model, result, self.mode or model.better_when(self.monitor or model.key_metric))
+            self._judge(model, result, self.mode or better_when(model, self.monitor or model.key_metric))
 
     def _judge(self, model, result, mode):
         name = self.monitor or model.key_metric

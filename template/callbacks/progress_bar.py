@@ -36,7 +36,7 @@ class ProgressBar(Callback):
         if self._tqdm is None:
             self._tqdm = _find_tqdm()
         if self._tqdm:
-            self.bar = self._tqdm(total=model.updates_per_epoch(), initial=model.updates_begun(),
+            self.bar = self._tqdm(total=model.updates_per_epoch(), initial=_updates_begun(model),
                                   desc=f"epoch {model.epoch}", unit="update", leave=False, dynamic_ncols=True)
 
     def on_after_step(self, model):
@@ -55,7 +55,7 @@ class ProgressBar(Callback):
         else:
             of = model.updates_per_epoch() or "?"
             entries = "  ".join(f"{name} {value}" for name, value in shown.items())
-            print(f"epoch {model.epoch} cur:[{model.updates_begun()}]\\[{of}] {entries}")
+            print(f"epoch {model.epoch} cur:[{_updates_begun(model)}]\\[{of}] {entries}")
 
     def _entries(self, model, values):
         shown = {name: f"{value:.4g}" for name, value in values.items()}
@@ -78,6 +78,11 @@ class ProgressBar(Callback):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def _updates_begun(model):
+    """Updates of the present epoch, also one of which only a part of the batches is done."""
+    return -(-model.batches_done // (model.accumulate_steps * model.world.size))
 
 
 def _find_tqdm():

@@ -1,6 +1,6 @@
 """The gradients of several processes as one: DistributedDataParallel, FSDP2, or an average at the update.
 
-    parallel = make_parallel(trainer, device)
+    parallel = make_parallel(trainer, device, has_own_step=False, has_own_count=False)
     mean = parallel.mean(num_samples, is_even)     # of the update's samples, over the ranks
     loss = loss * num_samples / mean               # the average of such losses is the mean over all samples
     loss.backward()                                # exchanges gradients meanwhile
@@ -22,9 +22,13 @@ from torch import nn
 MODES = ("auto", "ddp", "fsdp", None)
 
 
-def make_parallel(trainer, device):
+def make_parallel(trainer, device, has_own_step, has_own_count):
     """What the stepper of a ``TemplateModel`` needs among several processes. The models are made equal on all of them, and
     wrapped.
+
+    Args:
+        has_own_step: the subclass has a ``train_step`` of its own.
+        has_own_count: it has a ``count_samples`` of its own.
 
     Raises:
         ValueError: an option that cannot be.
@@ -34,11 +38,11 @@ def make_parallel(trainer, device):
         make_equal(module)
     if trainer.parallel == "fsdp":
         parallel = Sharded(models, trainer.optimizer_list, world, device, **options)
-    elif trainer.overrides("train_step"):
+    elif has_own_step:
         parallel = Averaged(world, device)
     else:
         parallel = Replicated(models, world, device, options)
-    parallel.has_own_count = trainer.overrides("count_samples")
+    parallel.has_own_count = has_own_count
     return parallel
 
 

@@ -1,10 +1,13 @@
 """How a run lives.
 
 - ``checks.py``: which mistakes are found before training?
+- ``setup.py``: what does ``check_init`` build, and in which order?
 - ``prepare.py``: how does a model get onto the device, and compiled?
-- ``lifetime.py``: when is a run saved, and how does it end?
-- ``requests.py``: what can a trainer be asked for around its loop?
+- ``evaluation.py``: how is an evaluation scored?
+- ``checkpoints.py``: when is a run saved?
+- ``lifetime.py``: how does a run go on, how is it left and closed?
 - ``signals.py``: what happens at Ctrl-C and SIGTERM?
+- ``requests.py``: what can a trainer be asked for around its loop?
 - ``defaults.py``: what do the default methods make of a batch?
 - ``options.py``: how does a dataclass become command-line options?
 """

@@ -16,9 +16,11 @@ from torch.utils.data import DistributedSampler
 from ..data.nested import loader_length
 from ..data.seeding import capture_rng, restore_rng
 from ..hooks import Callback
+from ..metrics.best import better_when
 from ..parallel.gradients import MODES
 from ..parallel.ranks import is_asked_for
 from ..update import lr_scheduler
+from ..update.guard import fetch_losses
 from .defaults import CLASS_INDEX_CRITERIA
 from .prepare import COMPILE_MODES, MATMUL_PRECISIONS
 
@@ -193,8 +195,8 @@ def _check_hidden_methods(model):
 
 def _check_misspelled(model):
     """``self.warmup_epoch = 5`` would otherwise be silently ignored."""
-    own = [base for base in type(model).__mro__ if base.__module__.endswith((".template", ".run.lifetime", ".run.requests"))]
-    known = [name for base in own for name in vars(base)] + list(model.attribute_names)
+    known = [name for base in type(model).__mro__ if base.__module__.endswith(".template") for name in vars(base)]
+    known += model.attribute_names
     plain = {_plain(name): name for name in known if not name.startswith("_")}
     plain["lrscheduler"] = "lr_scheduler_list or lr_scheduler_type"
     for name in set(vars(model)) - set(known):
@@ -245,7 +247,7 @@ class Preflight(Callback):
         """``metric()`` that raises or lacks ``key_metric`` shows itself now. RNG, counters and metrics are put back."""
         rng, counter, key = capture_rng(), model.global_step_eval, model.key_metric
         try:
-            result = model.score_first_batch()
+            result = model.evaluator.score_first_batch()
             resolve_key(model, result)
         except Exception:
             print("The evaluation of one batch failed, before training began (preflight = False skips this):",
@@ -260,7 +262,7 @@ class Preflight(Callback):
 
     def on_after_step(self, model):
         self._remove(model)
-        model.fetch_losses()
+        fetch_losses(model)
         self._check_gradients(model)
 
     def _check_gradients(self, model):
@@ -384,7 +386,7 @@ def resolve_key(model, result):
             f"key_metric {key!r} was not returned by metric() or loss_per_batch(); the evaluation gave {numbers}. Set "
             "self.key_metric to one of these."
         )
-    best = model.better_when(key)
+    best = better_when(model, key)
     built = model.lr_schedule.schedulers[0].mode if model.lr_scheduler_type == "metric" else None
     if built not in (None, best):
         raise ValueError(

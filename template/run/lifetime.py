@@ -1,180 +1,121 @@
-"""How a run is kept, left and closed: what stands around the training of a ``TemplateModel``.
+"""How a run goes on, is left and is closed: signals, errors, the end, and which epoch is over.
 
-Base class of ``TemplateModel``. A *session* is the time in which stdout goes to the log and signals to the loop; every
-public method that trains or evaluates opens one, ``close`` ends it.
+    with lifetime.session():             # stdout goes to the log and signals to the loop; after an error all is closed
+        …                                # train, evaluate
+    lifetime.close()                     # saves what is left, runs the callbacks' clean-up, gives stdout back
 """
+
+from __future__ import annotations
 
 import os
 import sys
-import time
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import torch
-
-from ..checkpoint import files, sharded, state
 from ..checkpoint.saver import SaveError
 from ..data.seeding import capture_rng, restore_rng
 from ..hooks import run_all
-from ..parallel import ranks
-from .requests import RunTools
+from .signals import StopRequest
+
+if TYPE_CHECKING:
+    from ..template import TemplateModel
+    from .checkpoints import Checkpoints
 
 
-class RunLifetime(RunTools):
-    """Checkpoints at their moments, SIGTERM and Ctrl-C, errors, and the end."""
+class Lifetime:
+    """From the first update of a run to its end, for one ``TemplateModel``.
 
-    # --- other processes ------------------------------------------------------------------------------------------
+    Args:
+        trainer: whose hooks, log and counters these are.
+        checkpoints: what is saved when the run is left or fails.
+    """
 
-    def _meet(self):
-        """Join the other processes, if there are any; returns the ``torch.device`` of this one."""
-        device = ranks.own_device(torch.device(self.device))
-        if self.parallel is not None:
-            self.world = self._stop_request.world = self.running_losses.world = ranks.join(device)
-        return device
+    def __init__(self, trainer: TemplateModel, checkpoints: Checkpoints):
+        self.trainer = trainer
+        self.checkpoints = checkpoints
+        self.stop_request = StopRequest()
+        self.open_epoch = None       # number of the epoch that was trained but is not over
+        self.evaluated_epoch = None  # number of the epoch that was evaluated last
+        self.half_evaluated = False  # best values, schedules and callbacks know an evaluation that is not over
+        self._is_closed = True       # on_exit was called since anything ran
 
-    # --- saving ---------------------------------------------------------------------------------------------------
+    # --- epochs ---------------------------------------------------------------------------------------------------
 
-    def _save_last(self, epoch_file=None, beside=True):
-        """Make the present state the newest checkpoint, and ``epoch_file`` as well.
+    def finish_epoch(self, beside=True):
+        """The epoch that was trained is over without an evaluation: the next one begins, or the loop ends."""
+        if self.open_epoch is not None:
+            self.count_epoch()
+            self.checkpoints.save_last(beside=beside)
 
-        Args:
-            beside: False when no training goes on meanwhile: written here and now.
-        """
-        self.fetch_losses()  # what is not finite is never saved
-        for callback in self.hooks.callbacks:
-            if hasattr(callback, "flush"):
-                callback.flush()
-        folder, count = self.path_of("."), self.keep_checkpoints
+    def count_epoch(self):
+        """The epoch that was trained is over."""
+        trainer = self.trainer
+        trainer.should_stop = trainer.world.any(trainer.should_stop)
+        trainer.epochs_done, trainer.batches_done, self.open_epoch = self.open_epoch, 0, None
+        trainer.running_losses.reset()
 
-        def write(saved):
-            files.write_last(saved, folder, epoch_file)
-            files.keep_newest(folder, count)
+    def finish_evaluation(self, save_per_epochs):
+        """The epoch was evaluated and noted: it is over, and saved."""
+        self.evaluated_epoch, self.half_evaluated = self.trainer.epoch, False
+        if self.open_epoch is not None:
+            self.count_epoch()
+        self.checkpoints.save_epoch(save_per_epochs)
 
-        saved = state.collect(self, divided=self.is_sharded)
-        if self.is_sharded and not self._write_parts(saved, folder):
-            return
-        self._save(self.path_of("last.pth"), saved, write, beside)
-        self._saved_step, self._saved_at, self._epoch_file = self.global_step, time.monotonic(), epoch_file
-
-    def _write_parts(self, saved, folder):
-        """Each rank its part of the weights, which ``saved`` then names; False when that failed, which was told."""
-        self._saver.wait()  # the file that names the parts before
-        parts = sharded.write(self, folder)
-        if isinstance(parts, OSError):
-            if self.world.is_main:
-                self._saver.tell(self.path_of("last.pth"), self._where(), parts)
-            return False
-        saved["shards"] = parts
-        return True
-
-    def _save_best(self):
-        """The weights that were just scored."""
-        path = self.path_of("best.pth")
-        self._save(path, state.collect(self, optim=False), lambda saved: files.write(saved, path))
-
-    def _save(self, path, saved, write, beside=True):
-        """On rank 0."""
-        if not self.world.is_main:
-            return
-        names = state.parameter_names(self)
-
-        def checked_write(saved):
-            state.require_finite(saved, names)
-            path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it
-            write(saved)
-
-        self._saver.save(path, saved, checked_write, self._where(), beside and not self.stop_when_save_fails,
-                         keep=self.world.size > 1)  # it has to be tried again without the others
-        if self.stop_when_save_fails:
-            self._saver.raise_failure()
-
-    def _where(self):
-        return f"epoch {self.epoch}, update {self.global_step}"
-
-    def _is_exact(self):
-        """Between two updates, while data is read or an evaluation runs. Within an update random numbers were drawn and
-        statistics moved; a noted evaluation moved best values, schedules and callbacks."""
-        is_read = self.train_batches.is_at(self.batches_done)
-        return self.stepper.is_between_updates and is_read and not self._half_evaluated
-
-    def wait_for_saves(self):
-        """Until every checkpoint that was begun is on the disk; the end of the loop, ``close`` and ``load_state`` do it."""
-        self._saver.wait()
-
-    def _save_is_due(self):
-        """In the middle of an epoch, after ``save_per_steps`` updates or ``save_per_seconds``."""
-        if self.save_per_steps and self.global_step % self.save_per_steps == 0:
-            return True
-        if self.save_per_seconds is None or self.world.size > 1 and self.global_step % self.log_per_step:
-            return False
-        return self.world.share(time.monotonic() - self._saved_at >= self.save_per_seconds)
-
-    def _save_epoch(self, save_per_epochs):
-        """The epoch is over and evaluated: write ``last.pth``, and ``epoch<N>.pth`` if it is its turn."""
-        self._half_evaluated = False
-        if self._open_epoch is not None:
-            self._count_epoch()
-        is_due = save_per_epochs and self.epoch % save_per_epochs == 0
-        self._save_last(self.path_of(f"epoch{self.epoch}.pth") if is_due else None)
+    def went_back(self):
+        """A checkpoint was loaded: no epoch is open, and what it holds is on the disk."""
+        self.open_epoch = self.evaluated_epoch = None
+        self.half_evaluated, self.checkpoints.saved_step = False, self.trainer.global_step
 
     # --- leaving --------------------------------------------------------------------------------------------------
 
-    def _leave(self):
-        """SIGTERM or Ctrl-C: save where training stands and end the process."""
-        self._save_last(beside=False)
-        self._open_epoch = None
-        self.close()
-        saved = "not saved" if self._saver.failed else "saved"
-        self._say(f"Stopped by a signal; {saved} at {self._where()} in {self.ckpt_dir}. load_state('auto') continues.")
-        raise SystemExit(self._stop_request.exit_code)
+    def leave_when_asked(self):
+        """After SIGTERM or Ctrl-C: save where training stands and end the process.
 
-    def _until_asked_to_leave(self, batches):
-        """The batches of an evaluation; a signal ends it between two of them, see ``_undone_when_cut_short``. Several
+        Raises:
+            SystemExit: with 143 or 130.
+        """
+        if self.stop_request.signal:
+            self._leave()
+
+    def _leave(self):
+        self.checkpoints.save_last(beside=False)
+        self.open_epoch = None
+        self.close()
+        saved = "not saved" if self.checkpoints.has_failures() else "saved"
+        self.say(f"Stopped by a signal; {saved} at {self.where()} in {self.trainer.ckpt_dir}. load_state('auto') continues.")
+        raise SystemExit(self.stop_request.exit_code)
+
+    def until_asked_to_leave(self, batches):
+        """The batches of an evaluation; a signal ends it between two of them, see ``undone_when_cut_short``. Several
         processes, which may have different numbers of batches, finish it."""
         for batch in batches:
             yield batch
-            if self._stop_request.signal and self.world.size == 1:
+            if self.stop_request.signal and self.trainer.world.size == 1:
                 raise _AskedToLeave
 
     @contextmanager
-    def _undone_when_cut_short(self):
+    def undone_when_cut_short(self):
         """An evaluation that a signal or an error ended before its result was noted did not happen: it is done again when
         the run goes on."""
-        rng, counter = capture_rng(), self.global_step_eval
+        rng, counter = capture_rng(), self.trainer.global_step_eval
         try:
             yield
         except Exception as error:
-            if not self._half_evaluated:
+            if not self.half_evaluated:
                 restore_rng(rng)
-                self.global_step_eval = counter
+                self.trainer.global_step_eval = counter
             if isinstance(error, _AskedToLeave):
                 self._leave()
             raise
 
-    def _save_after(self, error):
-        """Somebody's code raised: nothing of the training until then is lost. What is not exact is written to a file that
-        ``load_state("auto")`` does not take. Among several processes nothing is: the others are somewhere else."""
-        is_own = isinstance(error, (FloatingPointError, SaveError)) or not isinstance(error, Exception)
-        if is_own or self.global_step == self._saved_step or self.world.size > 1:
-            return
-        try:
-            if self._is_exact():
-                self._save_last(beside=False)
-                if not self._saver.failed:
-                    print(f"Saved after the error, at {self._where()}. load_state('auto') continues there.")
-            else:
-                path = self.path_of("crashed.pth")
-                files.write(state.collect(self), path)
-                print(f"Saved as the error left it, behind {self._where()}: {path}. To go on from there load it by name; "
-                      "load_state('auto') goes on exactly, from the save before it.")
-        except Exception as failure:  # a GPU that is gone, a full disk: the first error is the one to show
-            print(f"The state after the error could not be saved: {type(failure).__name__}: {failure}")
+    # --- a session: the time in which stdout goes to the log and signals to the loop --------------------------------
 
     @contextmanager
-    def _session(self):
-        """stdout goes to the log and signals to the loop; after an error everything is closed, and the traceback stands in
-        the log."""
-        self.stdout_logger.install()
-        self._stop_request.install()
+    def session(self):
+        """Around whatever trains or evaluates. After an error everything is closed, and the traceback stands in the log."""
+        trainer = self.trainer
+        trainer.stdout_logger.install()
+        self.stop_request.install()
         self._is_closed = False
         try:
             yield
@@ -182,64 +123,102 @@ class RunLifetime(RunTools):
             self.close()
             raise
         except BaseException as error:
-            self.stdout_logger.write_traceback(error)
-            self.world.fail(error)
+            trainer.stdout_logger.write_traceback(error)
+            trainer.world.fail(error)
             self._save_after(error)
-            self._open_epoch = None  # it was saved, or is no state to save
+            self.open_epoch = None  # it was saved, or is no state to save
             try:
                 self.close()
             except Exception as failure:
                 print(f"While closing after that error: {type(failure).__name__}: {failure}")
-            if self.world.is_lost(error):
+            if trainer.world.is_lost(error):
                 self._end_with_the_others(error)
             raise
 
+    def _save_after(self, error):
+        """Somebody's code raised: nothing of the training until then is lost. What is not exact is written to a file that
+        ``load_state("auto")`` does not take. Among several processes nothing is: the others are somewhere else."""
+        trainer = self.trainer
+        is_own = isinstance(error, (FloatingPointError, SaveError)) or not isinstance(error, Exception)
+        if is_own or trainer.global_step == self.checkpoints.saved_step or trainer.world.size > 1:
+            return
+        try:
+            if self._is_exact():
+                self.checkpoints.save_last(beside=False)
+                if not self.checkpoints.has_failures():
+                    print(f"Saved after the error, at {self.where()}. load_state('auto') continues there.")
+            else:
+                path = trainer.path_of("crashed.pth")
+                self.checkpoints.save_as_it_is(path)
+                print(f"Saved as the error left it, behind {self.where()}: {path}. To go on from there load it by name; "
+                      "load_state('auto') goes on exactly, from the save before it.")
+        except Exception as failure:  # a GPU that is gone, a full disk: the first error is the one to show
+            print(f"The state after the error could not be saved: {type(failure).__name__}: {failure}")
+
+    def _is_exact(self):
+        """Between two updates, while data is read or an evaluation runs. Within an update random numbers were drawn and
+        statistics moved; a noted evaluation moved best values, schedules and callbacks."""
+        is_read = self.trainer.train_batches.is_at(self.trainer.batches_done)
+        return self.trainer.stepper.is_between_updates and is_read and not self.half_evaluated
+
     def _end_with_the_others(self, error):
         """In one line: the traceback to read is that of the rank that failed."""
-        reason = self.world.reason_of_loss(error)
-        os.write(sys.__stderr__.fileno(), f"rank {self.world.rank} ends, because {reason}\n".encode())
+        world = self.trainer.world
+        os.write(sys.__stderr__.fileno(), f"rank {world.rank} ends, because {world.reason_of_loss(error)}\n".encode())
         raise SystemExit(1) from None
 
-    def close(self):
-        """End of training: save an epoch that was not evaluated, try once more what could not be saved, run the callbacks'
-        clean-up, give stdout back.
+    # --- the end --------------------------------------------------------------------------------------------------
 
-        Safe to call twice; a later ``train_loop`` opens everything again.
-        """
+    def close(self):
+        """Save an epoch that was not evaluated, try once more what could not be saved, run the callbacks' clean-up, give
+        stdout back. Safe to call twice; a later session opens everything again."""
+        trainer = self.trainer
         if self._is_closed:
-            self.stdout_logger.restore()
+            if trainer.stdout_logger is not None:
+                trainer.stdout_logger.restore()
             return
         self._is_closed = True
         try:
             self._save_what_is_left()
         except Exception as error:  # Python drops what is raised at its exit, and in a generator nobody goes on with
-            self._saver.failed[self.path_of("last.pth")] = error
+            self.checkpoints.note_failure(error)
             raise
         finally:
             try:
-                run_all(self.hooks.on_exit, self)
+                run_all(trainer.hooks.on_exit, trainer)
             finally:
-                self._stop_request.restore()
-                self.stdout_logger.restore()
+                self.stop_request.restore()
+                trainer.stdout_logger.restore()
 
     def _save_what_is_left(self):
-        if self._open_epoch is not None and self.eval_loader is not None:
-            self._save_last(beside=False)  # all its batches are done: continuing goes on with its evaluation
-            self._open_epoch = None
-        self._finish_epoch(beside=False)
-        self._saver.close()
-        if self.path_of("last.pth") in self._saver.failed and self._is_exact() and self.world.size == 1:
-            self._save_last(self._epoch_file if self.global_step == self._saved_step else None, beside=False)
+        if self.open_epoch is not None and self.trainer.eval_loader is not None:
+            self.checkpoints.save_last(beside=False)  # all its batches are done: continuing goes on with its evaluation
+            self.open_epoch = None
+        self.finish_epoch(beside=False)
+        self.checkpoints.close()
+        if self.checkpoints.last_failed() and self._is_exact() and self.trainer.world.size == 1:
+            self.checkpoints.save_again()
+
+    def close_at_exit(self):
+        """At the interpreter's exit, for loops that never called ``close()``."""
+        if self.trainer.world.size > 1 and hasattr(sys, "last_value"):
+            self.open_epoch = None  # an error ends this rank, and the others wait elsewhere
+        self.close()
+
+    # --- words ----------------------------------------------------------------------------------------------------
+
+    def where(self):
+        """How far training is, in words."""
+        return f"epoch {self.trainer.epoch}, update {self.trainer.global_step}"
+
+    def say(self, *lines):
+        """Print into the log too, also when training has given stdout back."""
+        if self.trainer.stdout_logger is None:
+            print("\n".join(lines))
+            return
+        with self.trainer.stdout_logger:
+            print("\n".join(lines))
 
 
 class _AskedToLeave(Exception):
     """From between two batches of an evaluation to the method that a person called."""
-
-
-def close_if_alive(reference):
-    """At the interpreter's exit, for loops that never called close()."""
-    model = reference()
-    if model is not None:
-        if model.world.size > 1 and hasattr(sys, "last_value"):  # an error ends this rank, and the others wait elsewhere
-            model._open_epoch = None
-        model.close()

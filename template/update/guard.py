@@ -1,6 +1,8 @@
-"""Updates from a loss or gradient that is not finite, skipped. Without a guard they reach the check that stops the run.
+"""A loss or gradient that is not finite: the run stops with the batch named, or the update is skipped.
 
-    guard = SkipGuard(limit=5, tell=print)
+    fetch_losses(trainer)                    # at a log point: raises where a loss was not finite
+
+    guard = SkipGuard(limit=5, tell=print)   # skip_non_finite = 5
     guard.watch(loss)                        # of each micro-batch
     if guard.allows(parameters):             # a wait for the device
         optimizer.step()
@@ -9,9 +11,55 @@
 A skipped update changes no weight. What the forward pass changed (statistics of BatchNorm, random numbers) stays changed.
 """
 
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
 import torch
 
 from ..parallel.ranks import ALONE
+
+if TYPE_CHECKING:
+    from ..template import TemplateModel
+
+
+def fetch_losses(trainer: TemplateModel):
+    """Bring the losses of the window to the host and refuse to go on from one that is not finite. Where such updates are
+    skipped, their losses count in no mean.
+
+    Raises:
+        FloatingPointError: a loss was not finite.
+    """
+    window = trainer.running_losses.fetch()
+    if trainer.skip_non_finite:
+        window[:] = [entry for entry in window if math.isfinite(entry[0]["tol_loss"])]
+    for position, (losses, _) in enumerate(window):
+        if not math.isfinite(losses["tol_loss"]):
+            batch = trainer.batches_done - len(window) + position + 1
+            raise FloatingPointError(
+                f"The loss must stay finite; it is {losses['tol_loss']} in epoch {trainer.epoch}, batch {batch} (all "
+                f"entries: {losses}), seen at update {trainer.global_step}. Training stops; the files on disk are from "
+                "before. Lower the learning rate, warm up, clip gradients, look at that batch, or set skip_non_finite."
+            )
+
+
+def tell_skipped(trainer: TemplateModel, in_a_row: int):
+    """Say that an update was skipped; refuse to go on where skipping does not help.
+
+    Raises:
+        FloatingPointError: too many in a row, or a buffer of a model became NaN, which skipping cannot undo.
+    """
+    where = f"epoch {trainer.epoch}, update {trainer.global_step + 1}, up to batch {trainer.batches_done}"
+    spoiled = [name for model in trainer.model_list for name, buffer in model.named_buffers() if buffer.isnan().any()]
+    if in_a_row > trainer.skip_non_finite or spoiled:
+        reason = f"the buffers {spoiled} are NaN, which no skipped update can undo" if spoiled else \
+            f"{in_a_row} updates in a row are not, and skip_non_finite is {trainer.skip_non_finite}"
+        raise FloatingPointError(
+            f"Loss and gradients must stay finite; {reason} ({where}). Training stops; the files on disk are from "
+            "before. Lower the learning rate, warm up, clip gradients, or look at the data."
+        )
+    print(f"Skipped an update: loss or gradient was not finite ({where}); {trainer.skipped_updates} so far.")
 
 
 class SkipGuard:

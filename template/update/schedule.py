@@ -1,8 +1,8 @@
 """When learning rates change: warm-up first, then the schedule, per epoch or per update, each moment once.
 
-    schedule = build_schedule(model, updates_per_epoch)    # from a TemplateModel's attributes
-    schedule.after_update()                                # after each update
-    schedule.after_epoch(3, key_metric=0.9, loss=0.3)      # after each epoch, a second time when it was evaluated
+    schedule = build_schedule(model, updates_per_epoch, "max")   # from a TemplateModel's attributes
+    schedule.after_update()                                      # after each update
+    schedule.after_epoch(3, key_metric=0.9, loss=0.3)            # after each epoch, a second time when it was evaluated
 """
 
 import math
@@ -13,13 +13,17 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from .lr_scheduler import FACTORS, NamedSchedule, WarmUpLR, build_scheduler
 
 
-def build_schedule(model, updates_per_epoch):
-    """The ``Schedule`` that a ``TemplateModel``'s attributes ask for; fills its two scheduler lists where they are None."""
+def build_schedule(model, updates_per_epoch, key_mode):
+    """The ``Schedule`` that a ``TemplateModel``'s attributes ask for; fills its two scheduler lists where they are None.
+
+    Args:
+        updates_per_epoch: None when the loader has no length.
+        key_mode: whether more ("max") or less ("min") of ``key_metric`` is better.
+    """
     interval = model.lr_scheduler_interval or ("update" if model.lr_scheduler_type in FACTORS else "epoch")
     watched = model.lr_scheduler_type if model.lr_scheduler_list is None else None
     if model.lr_scheduler_list is None:
-        mode = model.better_when(model.key_metric)
-        model.lr_scheduler_list = [build_scheduler(optimizer, model.lr_scheduler_type, model.lr_scheduler_args, mode)
+        model.lr_scheduler_list = [build_scheduler(optimizer, model.lr_scheduler_type, model.lr_scheduler_args, key_mode)
                                    for optimizer in model.optimizer_list if model.lr_scheduler_type is not None]
     steps, warm_up_interval = _warm_up_length(model, interval, updates_per_epoch)
     if model.warm_up_scheduler_list is None:

@@ -413,7 +413,7 @@ def test_a_trainer_that_nobody_closed_leaves_no_thread_and_no_copy_behind():
     trainer.train_loop()
     trainer.eval()
     (writer,) = set(writers()) - set(others)
-    copies = trainer._saver._copies
+    copies = trainer.checkpoints.saver._copies
     assert copies
     del trainer
     gc.collect()

@@ -119,7 +119,7 @@ def full_disk(what):
     steps = Steps()
     trainer = deep(BATCH, parallel="fsdp", save_per_steps=1, keep_checkpoints=1, callbacks=[steps, FullDisk([2, 3], what)])
     found = train(trainer, f"full {what}")
-    return found | {"steps": steps.found, "failed": len(trainer._saver.failed)}
+    return found | {"steps": steps.found, "failed": len(trainer.checkpoints.saver.failed)}
 
 
 # --- from kind to kind --------------------------------------------------------------------------------------------------

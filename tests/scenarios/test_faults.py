@@ -788,7 +788,7 @@ def test_weights_that_became_nan_never_become_the_newest_checkpoint(update, valu
     trainer = spoiled(tmp_path / "run", save_per_steps=1, callbacks=[AverageWeights(), History(png=False), spoil])
     with pytest.raises(FloatingPointError, match="must stay finite"):
         trainer.fit(EPOCHS)
-    trainer._saver.failed.clear()  # else this process would end with exit code 1
+    trainer.checkpoints.saver.failed.clear()  # else this process would end with exit code 1
     assert not spoil.weights[update].isfinite().all()
     assert_goes_on_without_the_fault(tmp_path / "run", halted, at_least=update - 1)
     record_property("not finite: gradients, the files good and the run continued", 1)

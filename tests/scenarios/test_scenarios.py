@@ -11,6 +11,7 @@ from tiny import tiny_data, tiny_model, weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from template.metrics.best import better_when
 from template.template import TemplateModel
 
 
@@ -364,7 +365,7 @@ def test_regression_with_integer_labels_is_judged_by_its_loss():
     trainer.eval_loader = DataLoader(TensorDataset(x[:23].double(), y[:23]), 10)
     trainer.check_init(use_tb=False)
     trainer.fit(3)
-    assert trainer.key_metric == "tol_loss" and trainer.better_when("tol_loss") == "min"
+    assert trainer.key_metric == "tol_loss" and better_when(trainer, "tol_loss") == "min"
     expected = nn.functional.mse_loss(model(x[:23]), y[:23].float()).item()
     assert trainer.eval_result["tol_loss"] == pytest.approx(expected, rel=1e-5)
 

@@ -239,7 +239,7 @@ def test_more_in_a_row_than_allowed_stop_with_epoch_update_and_batch_and_keep_th
     with pytest.raises(FloatingPointError, match=message):
         trainer.fit(1)
     assert torch.load("run/last.pth")["global_step"] == 3
-    assert weights(trainer).isfinite().all() and not trainer._saver.failed
+    assert weights(trainer).isfinite().all() and not trainer.checkpoints.saver.failed
 
 
 def test_the_row_goes_on_over_the_end_of_an_epoch():

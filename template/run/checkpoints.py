@@ -1,0 +1,141 @@
+"""When a run is saved: ``last.pth`` and ``epoch<N>.pth`` at the end of an epoch, ``best.pth``, and saves in its middle.
+
+    checkpoints = Checkpoints(trainer)
+    checkpoints.save_last()              # returns when the state is copied; a thread writes it
+    checkpoints.wait()
+
+``checkpoint/state.py`` says what a file holds, ``checkpoint/files.py`` and ``checkpoint/saver.py`` how it is written.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from typing import TYPE_CHECKING
+
+from ..checkpoint import files, sharded, state
+from ..checkpoint.saver import Saver
+from ..update.guard import fetch_losses
+
+if TYPE_CHECKING:
+    from ..template import TemplateModel
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        trainer: the ``TemplateModel`` whose state is kept, in its ``ckpt_dir``.
+    """
+
+    def __init__(self, trainer: TemplateModel):
+        self.trainer = trainer
+        self.saver = Saver()
+        self.saved_step = 0     # global_step of the newest save or load
+        self._saved_at = 0.0    # seconds, on time.monotonic's clock
+        self._epoch_file = None  # path that the newest save was to have as well
+        weakref.finalize(trainer, self.saver.release).atexit = False
+
+    def start_clock(self):
+        """``save_per_seconds`` counts from now on."""
+        self._saved_at = time.monotonic()
+
+    def save_last(self, epoch_file=None, beside=True):
+        """Make the present state the newest checkpoint, and ``epoch_file`` as well.
+
+        Args:
+            beside: False when no training goes on meanwhile: written here and now.
+        """
+        trainer = self.trainer
+        fetch_losses(trainer)  # what is not finite is never saved
+        for callback in trainer.hooks.callbacks:
+            if hasattr(callback, "flush"):
+                callback.flush()
+        folder, count = trainer.path_of("."), trainer.keep_checkpoints
+
+        def write(saved):
+            files.write_last(saved, folder, epoch_file)
+            files.keep_newest(folder, count)
+
+        saved = state.collect(trainer, divided=trainer.is_sharded)
+        if trainer.is_sharded and not self._write_parts(saved, folder):
+            return
+        self._save(trainer.path_of("last.pth"), saved, write, beside)
+        self.saved_step, self._epoch_file = trainer.global_step, epoch_file
+        self.start_clock()
+
+    def save_epoch(self, save_per_epochs):
+        """The epoch is over: write ``last.pth``, and ``epoch<N>.pth`` if it is its turn."""
+        epoch = self.trainer.epoch
+        is_due = save_per_epochs and epoch % save_per_epochs == 0
+        self.save_last(self.trainer.path_of(f"epoch{epoch}.pth") if is_due else None)
+
+    def save_best(self):
+        """Write the present weights, which were just scored, to ``best.pth``."""
+        path = self.trainer.path_of("best.pth")
+        self._save(path, state.collect(self.trainer, optim=False), lambda saved: files.write(saved, path))
+
+    def save_as_it_is(self, path):
+        """Write a state that is not exact, here and now, to a file that ``load_state("auto")`` does not take."""
+        files.write(state.collect(self.trainer), path)
+
+    def save_again(self):
+        """Once more what the newest save should have written."""
+        is_of_epoch = self.trainer.global_step == self.saved_step
+        self.save_last(self._epoch_file if is_of_epoch else None, beside=False)
+
+    def is_due(self):
+        """Whether it is time in the middle of an epoch: after ``save_per_steps`` updates or ``save_per_seconds``."""
+        trainer = self.trainer
+        if trainer.save_per_steps and trainer.global_step % trainer.save_per_steps == 0:
+            return True
+        if trainer.save_per_seconds is None or trainer.world.size > 1 and trainer.global_step % trainer.log_per_step:
+            return False
+        return trainer.world.share(time.monotonic() - self._saved_at >= trainer.save_per_seconds)
+
+    def wait(self):
+        """Until everything that was begun is on the disk, or has failed."""
+        self.saver.wait()
+
+    def close(self):
+        """Wait, and try what failed once more."""
+        self.saver.close()
+
+    def last_failed(self):
+        """Whether ``last.pth`` is not what it should be."""
+        return self.trainer.path_of("last.pth") in self.saver.failed
+
+    def note_failure(self, error):
+        """The end of the run could not be saved: the process ends with exit code 1."""
+        self.saver.failed[self.trainer.path_of("last.pth")] = error
+
+    def has_failures(self):
+        return bool(self.saver.failed)
+
+    def _write_parts(self, saved, folder):
+        """Each rank its part of the weights, which ``saved`` then names; False when that failed, which was told."""
+        self.saver.wait()  # the file that names the parts before
+        parts = sharded.write(self.trainer, folder)
+        if isinstance(parts, OSError):
+            if self.trainer.is_main:
+                self.saver.tell(self.trainer.path_of("last.pth"), self.trainer.lifetime.where(), parts)
+            return False
+        saved["shards"] = parts
+        return True
+
+    def _save(self, path, saved, write, beside=True):
+        """On rank 0."""
+        trainer = self.trainer
+        if not trainer.is_main:
+            return
+        names = state.parameter_names(trainer)
+
+        def checked_write(saved):
+            state.require_finite(saved, names)
+            path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it
+            write(saved)
+
+        self.saver.save(path, saved, checked_write, trainer.lifetime.where(), beside and not trainer.stop_when_save_fails,
+                        keep=trainer.world.size > 1)  # it has to be tried again without the others
+        if trainer.stop_when_save_fails:
+            self.saver.raise_failure()

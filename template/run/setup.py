@@ -1,0 +1,125 @@
+"""How ``check_init`` builds what the loop runs on, in this order: the other processes, the models, the seed, the data, the
+learning rate, the update, the callbacks, and last the run's folder and log.
+
+    set_up(trainer, callbacks, overrides, log_name="log.txt", clean_log=False, arg=None, use_tb=True)
+
+Every part is given what it needs; from then on the loop only calls them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..data.loaders import make_batches
+from ..data.seeding import draw_seed, seed_everything
+from ..data.shares import Share
+from ..hooks import Hooks
+from ..metrics.best import better_when
+from ..output import run_folder
+from ..output.logger import Logger
+from ..parallel import ranks
+from ..parallel.gradients import make_parallel
+from ..update.guard import SkipGuard, tell_skipped
+from ..update.schedule import build_schedule
+from ..update.stepper import Stepper
+from . import checks
+from .defaults import parameter_dtype
+from .evaluation import Evaluator
+from .prepare import TellCompiling, prepare
+
+if TYPE_CHECKING:
+    from ..template import TemplateModel
+
+
+def set_up(trainer: TemplateModel, callbacks, overrides, log_name, clean_log, arg, use_tb):
+    """Build the parts of a ``TemplateModel`` whose attributes were checked.
+
+    Args:
+        callbacks: the default set and the user's own.
+        overrides: function of a method's name: whether the subclass has one of its own.
+        log_name, clean_log, arg, use_tb: as in ``check_init``.
+    """
+    device = _meet_others(trainer)
+    _prepare_models(trainer, device)
+    seed = trainer.world.share(draw_seed() if trainer.seed is None else trainer.seed)
+    trainer.seed = seed_everything(seed, trainer.deterministic, trainer.world.rank)
+    parallel = None
+    if trainer.world.size > 1:
+        parallel = make_parallel(trainer, device, overrides("train_step"), overrides("count_samples"))
+        trainer.is_sharded = parallel.is_sharded
+
+    share = Share(trainer.world.rank, trainer.world.size)
+    trainer.train_batches = make_batches(trainer.train_loader, trainer.seed, device, trainer.slice_tensors, share)
+    only_train_step = overrides("train_step") and trainer.criterion is None
+    trainer.evaluator = Evaluator(trainer, has_loss=not only_train_step or overrides("loss_per_batch"))
+    trainer.evaluator.set_loader(trainer.eval_loader)
+
+    trainer.lr_schedule = build_schedule(trainer, trainer.updates_per_epoch(), better_when(trainer, trainer.key_metric))
+    trainer.stepper = _stepper(trainer, device, parallel)
+    extra = [*checks.preflight(trainer), *([TellCompiling()] if trainer.compile else [])]
+    hooks = Hooks([*callbacks, *extra])
+    _open_run(trainer, log_name, clean_log, arg, use_tb)
+    trainer.hooks = hooks  # from here on check_init counts as done
+    trainer.checkpoints.start_clock()
+    if trainer.is_main:
+        run_folder.announce(trainer)
+    for note in trainer.train_batches.notes():
+        print(f"  not exact when continued: {note}")
+
+
+def _meet_others(trainer):
+    """Join the other processes, if there are any; returns the ``torch.device`` of this one."""
+    device = ranks.own_device(torch.device(trainer.device))
+    if trainer.parallel is not None:
+        trainer.world = ranks.join(device)
+        trainer.lifetime.stop_request.world = trainer.running_losses.world = trainer.world
+    return device
+
+
+def _prepare_models(trainer, device):
+    if trainer.matmul_precision is not None:
+        torch.set_float32_matmul_precision(trainer.matmul_precision)
+    sync_batchnorm = trainer.sync_batchnorm and trainer.world.size > 1
+    prepare(trainer.model_list, device, trainer.channels_last, sync_batchnorm, trainer.compile)
+    for part in (trainer.criterion, *trainer.eval_metrics.values()):
+        if isinstance(part, torch.nn.Module):  # torchmetrics' objects are modules too
+            part.to(device)
+    trainer.input_dtype = parameter_dtype(trainer.model_list)
+
+
+def _stepper(trainer, device, parallel):
+    def before_step():
+        for call in trainer.hooks.on_before_step:
+            call(trainer)
+
+    guard = None
+    if trainer.skip_non_finite:
+        guard = SkipGuard(trainer.skip_non_finite, lambda in_a_row: tell_skipped(trainer, in_a_row), trainer.world)
+    return Stepper(trainer.optimizer_list, device, trainer.accumulate_steps, trainer.amp, trainer.clip_grad,
+                   trainer.count_samples, before_step, trainer.lr_schedule.after_update, guard, parallel)
+
+
+def _open_run(trainer, log_name, clean_log, arg, use_tb):
+    """Folder, log and options of the run; nothing is written before all that can be refused was looked at."""
+    world = trainer.world
+    trainer.started_in = os.getcwd()
+    trainer.ckpt_dir, trainer.run_name = world.from_main(lambda: run_folder.prepare(trainer.ckpt_dir, trainer.run_name))
+    trainer.stdout_logger = Logger(trainer.path_of(log_name) if world.is_main else os.devnull)
+    if clean_log and world.is_main:
+        trainer.stdout_logger.clean()
+    trainer.stdout_logger.install()
+    atexit.register(_close_if_alive, weakref.ref(trainer))
+    if not (use_tb and world.is_main):
+        trainer.writer = None
+    trainer.run_options = run_folder.as_dict(arg)
+
+
+def _close_if_alive(reference):
+    trainer = reference()
+    if trainer is not None:
+        trainer.lifetime.close_at_exit()
