@@ -14,8 +14,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from template import Confusion, EarlyStopping, Profile, option, parse_options, seed_everything
-from template.template import TemplateModel
+from template import Confusion, EarlyStopping, Profile, TemplateModel, option, parse_options, seed_everything
 
 
 @dataclass
@@ -32,11 +31,10 @@ class Options:
     profile: bool = option(False, "record a few updates and print the most expensive operators")
 
 
-def digits_loaders(batch_size):
+def digits_loaders(batch_size: int):
     """Train and eval loader: 1,438 and 359 images [1, 8, 8] in [0, 1], split at random but always alike."""
-    data = load_digits()
-    images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
-    labels = torch.tensor(data.target)
+    pixels, digits = load_digits(return_X_y=True)
+    images, labels = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16, torch.tensor(digits)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     held_out, rest = order[: len(order) // 5], order[len(order) // 5 :]
     train, test = (TensorDataset(images[part], labels[part]) for part in (rest, held_out))
@@ -52,7 +50,7 @@ def small_cnn():
 
 
 class Digits(TemplateModel):
-    def __init__(self, options):
+    def __init__(self, options: Options):
         super().__init__()
         model = small_cnn()
         self.model_list = [model]

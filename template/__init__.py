@@ -6,7 +6,9 @@
 Names are imported when they are first used, so ``import utils`` costs nothing.
 """
 
+import sys
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.2.0"
 
@@ -29,24 +31,85 @@ _HOMES = {
     "TensorBoard": ".callbacks.tensorboard",
 }
 
-__all__ = ["__version__", *_HOMES]
+if TYPE_CHECKING:  # for editors and type checkers, which take a module with __getattr__ to have any name
+    # a callback may be left out of a copy: its name is then Any, and no error
+    from .callbacks.early_stopping import EarlyStopping as EarlyStopping  # type: ignore[import-not-found,unused-ignore]
+    from .callbacks.history import History as History  # type: ignore[import-not-found,unused-ignore]
+    from .callbacks.profile import Profile as Profile  # type: ignore[import-not-found,unused-ignore]
+    from .callbacks.progress_bar import ProgressBar as ProgressBar  # type: ignore[import-not-found,unused-ignore]
+    from .callbacks.tensorboard import TensorBoard as TensorBoard  # type: ignore[import-not-found,unused-ignore]
+    from .data.in_memory import TensorLoader as TensorLoader
+    from .data.seeding import seed_everything as seed_everything
+    from .hooks import Callback as Callback
+    from .metrics.accumulators import Confusion as Confusion
+    from .metrics.accumulators import Mean as Mean
+    from .metrics.accumulators import Stored as Stored
+    from .output.logger import Logger as Logger
+    from .run.options import option as option
+    from .run.options import parse_options as parse_options
+    from .template import TemplateModel as TemplateModel
+    from .update.lr_scheduler import WarmUpLR as WarmUpLR
+else:
+    __all__ = ["__version__", *_HOMES]
+
+    def __getattr__(name):
+        if name in _MOVED:
+            raise AttributeError(f"{__name__}.{name} is {__name__}.{_MOVED[name]} now.")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")
+        try:
+            value = globals()[name] = getattr(import_module(_HOMES[name], __name__), name)
+        except ModuleNotFoundError as error:
+            if error.name != __name__ + _HOMES[name]:
+                raise
+            file = _HOMES[name][1:].replace(".", "/")
+            part = file if file.startswith(("callbacks/", "trackers/")) else "core"
+            raise ModuleNotFoundError(
+                f"{name} is in {file}.py, which is not there: it was left out of this copy, or deleted. To get it: "
+                f"python {__path__[0]}/upgrade.py upgrade --with {part}", name=error.name) from None
+        return value
+
+    def __dir__():
+        return __all__
 
 
-def __getattr__(name):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")
-    try:
-        value = globals()[name] = getattr(import_module(_HOMES[name], __name__), name)
-    except ModuleNotFoundError as error:
-        if error.name != __name__ + _HOMES[name]:
-            raise
-        file = _HOMES[name][1:].replace(".", "/")
-        part = file if "/" in file else "core"
-        raise ModuleNotFoundError(
-            f"{name} is in {file}.py, which is not there: it was left out of this copy, or deleted. To get it: "
-            f"python {__path__[0]}/upgrade.py upgrade --with {part}", name=error.name) from None
-    return value
+# --- imports from where a file was before there were rooms end in an error that says where it is now --------------------
+
+_ROOMS = {
+    "data": "loaders in_memory shares nested seeding",
+    "update": "stepper guard lr_scheduler schedule",
+    "metrics": "one_forward",
+    "checkpoint": "state saver plain_data sharded",
+    "run": "signals checks options defaults prepare",
+    "output": "run_folder logger event_writer patient_file summary speed",
+}
+_MOVED = {name: f"{room}.{name}" for room, names in _ROOMS.items() for name in names.split()} | {
+    "metrics": "metrics.accumulators", "epoch_metrics": "metrics.epoch", "checkpoint": "checkpoint.files",
+    "distributed": "parallel.ranks", "parallel": "parallel.gradients", "run_lifetime": "run.lifetime",
+    "run_tools": "run.requests"}
 
 
-def __dir__():
-    return __all__
+class _OldPlaces:
+    """Python asks it last, for a module that it found nowhere else."""
+
+    package = __name__
+
+    @staticmethod
+    def find_spec(fullname: str, path: object = None, target: object = None) -> None:
+        before, _, place = fullname.partition(f"{__name__}.")
+        old, _, name = place.partition(".")  # with a name where a folder is called as the file was: utils.checkpoint.read
+        new = "" if before else _MOVED.get(old, "")
+        if new and (_defines(new, name) if name else not new.startswith(f"{old}.")):
+            raise ModuleNotFoundError(f"{__name__}.{old} is {__name__}.{new} now. "
+                                      f"Write: from {__name__}.{new} import {name or '...'}")
+
+
+def _defines(module: str, name: str) -> bool:
+    import re
+    from pathlib import Path
+    file = Path(__path__[0], *module.split(".")).with_suffix(".py")
+    return file.is_file() and bool(re.search(rf"^(def |class )?{name}\b", file.read_text(encoding="utf-8"), re.M))
+
+
+if not any(getattr(finder, "package", None) == __name__ for finder in sys.meta_path):  # a reload finds it there
+    sys.meta_path.append(_OldPlaces)

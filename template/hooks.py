@@ -12,6 +12,14 @@ The table is built once, so a moment nobody listens to costs an empty loop. Call
 loop needs a result from is a method of ``TemplateModel`` to override, not an event.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .template import TemplateModel
+
 EVENTS = (
     "on_train_start",  # (model)          before the first batch of an epoch
     "on_batch",        # (model, batch)   before the forward of each training batch, which is on the device
@@ -27,6 +35,9 @@ EVENTS = (
 )
 
 
+Listeners = tuple[Callable[..., object], ...]
+
+
 class Callback:
     """Base class with every event as a no-op.
 
@@ -35,37 +46,37 @@ class Callback:
     and ``load_state_dict(state)`` and travels in the checkpoint.
     """
 
-    def on_train_start(self, model):
+    def on_train_start(self, model: TemplateModel) -> None:
         pass
 
-    def on_batch(self, model, batch):
+    def on_batch(self, model: TemplateModel, batch: Any) -> None:
         pass
 
-    def on_before_step(self, model):
+    def on_before_step(self, model: TemplateModel) -> None:
         pass
 
-    def on_after_step(self, model):
+    def on_after_step(self, model: TemplateModel) -> None:
         pass
 
-    def on_log(self, model, values):
+    def on_log(self, model: TemplateModel, values: dict[str, float]) -> None:
         pass
 
-    def on_train_end(self, model, result):
+    def on_train_end(self, model: TemplateModel, result: dict[str, float]) -> None:
         pass
 
-    def on_eval_start(self, model):
+    def on_eval_start(self, model: TemplateModel) -> None:
         pass
 
-    def on_eval_batch(self, model, batch):
+    def on_eval_batch(self, model: TemplateModel, batch: Any) -> None:
         pass
 
-    def on_eval_result(self, model, result):
+    def on_eval_result(self, model: TemplateModel, result: dict[str, Any]) -> None:
         pass
 
-    def on_eval_end(self, model):
+    def on_eval_end(self, model: TemplateModel) -> None:
         pass
 
-    def on_exit(self, model):
+    def on_exit(self, model: TemplateModel) -> None:
         pass
 
 
@@ -76,7 +87,19 @@ class Hooks:
         ValueError: a callback has a method named ``on_…`` that is no event.
     """
 
-    def __init__(self, callbacks=()):
+    on_train_start: Listeners
+    on_batch: Listeners
+    on_before_step: Listeners
+    on_after_step: Listeners
+    on_log: Listeners
+    on_train_end: Listeners
+    on_eval_start: Listeners
+    on_eval_batch: Listeners
+    on_eval_result: Listeners
+    on_eval_end: Listeners
+    on_exit: Listeners
+
+    def __init__(self, callbacks: Iterable[Any] = ()) -> None:
         self.callbacks = tuple(callbacks)
         for callback in self.callbacks:
             unknown = [name for name in dir(callback) if name.startswith("on_") and name not in EVENTS]
@@ -88,9 +111,13 @@ class Hooks:
         for event in EVENTS:
             setattr(self, event, tuple(self._listeners(event)))
 
-    def remove(self, callback):
+    def remove(self, callback: Any) -> None:
         """Take a callback out, also while an event is being handed round."""
-        self.__init__(other for other in self.callbacks if other is not callback)
+        self.set([other for other in self.callbacks if other is not callback])
+
+    def set(self, callbacks: Sequence[Any]) -> None:
+        """Have these callbacks listen from the next event on."""
+        Hooks.__init__(self, callbacks)
 
     def _listeners(self, event):
         no_op = getattr(Callback, event)
@@ -100,7 +127,7 @@ class Hooks:
                 yield method
 
 
-def run_all(listeners, *args):
+def run_all(listeners: Iterable[Callable[..., object]], *args: Any) -> None:
     """Call every listener of a clean-up event even if one fails; raise the first failure at the end."""
     failure = None
     for listener in listeners:

@@ -22,7 +22,7 @@ how a run is saved, left and closed in ``run/``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +30,14 @@ import torch
 from torch import nn
 
 from .callbacks import default_callbacks
-from .data.nested import first_tensor
 from .metrics.best import note_best
 from .metrics.epoch import RunningLosses, distinct_sources
 from .output import run_folder
 from .parallel import ranks
-from .run import checks, requests
+from .run import assignments, checks, requests
 from .run.checkpoints import Checkpoints
-from .run.defaults import fitting_labels, loss_dict, own_loss, split_batch
+from .run.counting import SampleCounter
+from .run.defaults import criterion_loss, default_metrics, follow_reduction, loss_dict, own_loss, split_batch
 from .run.lifetime import Lifetime
 from .run.setup import set_up
 from .update.guard import fetch_losses
@@ -60,28 +60,32 @@ class TemplateModel:
 
     def __init__(self) -> None:
         # --- must be set ---
-        self.model_list: Sequence[nn.Module] = None  # type: ignore[assignment]
+        self.model_list: Sequence[nn.Module] | nn.ModuleList = None  # type: ignore[assignment]
         """Your models, in the order in which the data passes through them."""
         self.optimizer_list: Sequence[torch.optim.Optimizer] = None  # type: ignore[assignment]
         """Your optimizers; they are stepped from the last to the first."""
-        self.criterion: Callable[..., Any] = None  # type: ignore[assignment]
+        self.criterion: Any = None
         """``criterion(pred, y) -> loss``. None: the model returns its own loss."""
         self.train_loader: Iterable[Any] = None  # type: ignore[assignment]
         """A DataLoader, a TensorLoader, any iterable of batches, or a dict of them."""
         self.eval_loader: Iterable[Any] | None = None
-        """The same for evaluation; None: there is nothing to evaluate. ``test_loader`` is another name for it."""
+        """The same for evaluation, which ``eval()`` reads; None: ``test_loader``, or there is nothing to evaluate."""
 
         # --- may be set: where and how ---
+        self.test_loader: Iterable[Any] | None = None
+        """What ``test()`` reads; None: ``eval_loader``. Where only this one is set, ``eval()`` reads it too, as in 2021."""
         self.device: str | torch.device = ranks.default_device()
         """Where the models train: the GPU where there is one, else the CPU."""
         self.ckpt_dir: str = f"{run_folder.ROOT}/{run_folder.time_stamp()}"
-        """Folder of the run: log, history, checkpoints."""
+        """Folder of the run: log, history, checkpoints. Where a run is in it already, a new one begins in ``<name>_2``."""
+        self.overwrite: bool = False
+        """True: a run that is in ``ckpt_dir`` already is replaced, unless ``load_state`` continues it."""
         self.run_name: str | None = None
         """Folder of the TensorBoard events under ``runs/``; None: the name of ``ckpt_dir``."""
         self.log_per_step: int = 5
         """Updates between two log points; each log point costs one wait for the device."""
         self.seed: int | None = None
-        """Seed of weights that are drawn later, data order and augmentation; None: one is drawn and printed."""
+        """Seed of data order and augmentation; None: that of ``seed_everything``, or one is drawn and printed."""
         self.deterministic: bool = False
         """Refuse kernels whose result varies from run to run."""
         self.preflight: bool = True
@@ -145,7 +149,9 @@ class TemplateModel:
         self.key_metric: str | None = None
         """The metric or loss that decides what is best; None: the only metric there is, else the evaluation loss."""
         self.key_metric_mode: str | dict[str, str] | None = None
-        """ "max", "min", or ``{metric: mode}``; None: losses down, metrics up."""
+        """ "max", "min", or ``{metric: mode}``; None: as the name says (errors down, scores up), else losses down."""
+        self.one_forward: bool = False
+        """Hand the outputs that your ``loss_per_batch`` computed to your ``eval_scores_per_batch``, one forward for both."""
         self.eval_metrics: dict[str, Any] = {}
         """``{name: accumulator}``, which the default ``metric()`` updates with ``(pred, y)``."""
         self.save_per_steps: int | None = None
@@ -188,6 +194,7 @@ class TemplateModel:
         self.is_sharded: bool = False          # weights are divided among the ranks
         self.input_dtype: torch.dtype = torch.float32  # of the models; floating inputs are converted to it
         self.started_in: str = ""              # folder that a relative ckpt_dir is in
+        self.asked_dir: str = ""               # ckpt_dir as it was set; it gets a number where a run is in it already
         self.train_batches: Any = None         # what train_loader gives, in an order that can be continued
         self.hooks: Hooks = None               # type: ignore[assignment]  # check_init builds this and the next four
         self.stepper: Stepper = None           # type: ignore[assignment]
@@ -196,9 +203,17 @@ class TemplateModel:
         self.stdout_logger: Logger = None      # type: ignore[assignment]
         self.checkpoints = Checkpoints(self)
         self.lifetime = Lifetime(self, self.checkpoints)
+        self._counter = SampleCounter(self)
         self._writer: Any = "auto"
         self._epoch_started = 0.0              # seconds, on time.perf_counter's clock
         self.attribute_names = frozenset(vars(self))
+
+    if not TYPE_CHECKING:  # a checker would let every misspelt name pass
+        def __setattr__(self, name, value):
+            """After ``check_init`` a setting takes effect or is refused: nothing is ignored."""
+            if name in assignments.WATCHED and self.__dict__.get("hooks") is not None:
+                assignments.take(self, name, value)
+            object.__setattr__(self, name, value)
 
     # --- override these -------------------------------------------------------------------------------------------
 
@@ -216,16 +231,17 @@ class TemplateModel:
     def loss_per_batch(self, batch: Any) -> Any:
         """The losses of one batch, which is on the device: ``{"tol_loss": …, other entries to log}`` or a bare tensor.
 
-        ``tol_loss`` is trained on; it is the mean over the batch's samples.
+        ``tol_loss`` is trained on; it is the mean over the batch's samples. The default gives their sum where the criterion
+        has ``reduction="sum"``: updates follow the sum, and the mean is reported.
         """
         if self.criterion is None:
             return own_loss(self.inference(batch))
         x, y = split_batch(batch, self.input_dtype)
         pred = self.inference(x)
-        return {"tol_loss": self.criterion(pred, fitting_labels(self.criterion, pred, y))}
+        return {"tol_loss": criterion_loss(self, pred, y)}
 
     def eval_scores_per_batch(self, batch: Any) -> Mapping[str, Any]:
-        """The metrics of one eval batch. What ``loss_per_batch`` already ran through a model is not run again."""
+        """The metrics of one eval batch: ``metric`` of what ``inference`` gives."""
         if self.criterion is None and not self._overrides("metric") and not self.eval_metrics:
             return {}
         x, y = split_batch(batch, self.input_dtype)
@@ -233,13 +249,14 @@ class TemplateModel:
 
     def metric(self, pred: Any, y: Any) -> Mapping[str, Any]:
         """``{name: value}`` of one batch: plain numbers are averaged over samples, ``Mean``, ``Stored``, ``Confusion`` and
-        torchmetrics objects accumulate. The default is accuracy ("acc") for class scores [B, C, …] with integer labels."""
+        torchmetrics objects accumulate. The default is accuracy ("acc") where the criterion says what is right: for classes
+        and for one logit per sample."""
         if self.eval_metrics:
             for source in distinct_sources(self.eval_metrics.values()):
                 source.update(pred, y)
             return dict(self.eval_metrics)
-        is_classes = isinstance(pred, torch.Tensor) and pred.dim() == y.dim() + 1 and not y.is_floating_point()
-        return {"acc": (pred.argmax(1) == y).float().mean()} if is_classes else {}
+        is_direct = not any(map(self._overrides, ("loss_per_batch", "train_step", "eval_scores_per_batch")))
+        return default_metrics(self.criterion, pred, y, is_direct)
 
     def train_step(self, batch: Any) -> Any:
         """One batch up to its gradients. Override it for alternating updates: ``backward(loss, i)``, ``update(i)``.
@@ -253,8 +270,7 @@ class TemplateModel:
 
     def count_samples(self, batch: Any) -> Any:
         """The batch's weight in every mean and in its accumulation group: its length; override it to count tokens."""
-        tensor = first_tensor(batch)
-        return 1 if tensor is None else len(tensor)
+        return self._counter.count(batch)
 
     # --- tools for train_step -------------------------------------------------------------------------------------
 
@@ -301,11 +317,11 @@ class TemplateModel:
                 trainer.eval()
         """
         checks.require_init(self)
-        self.total_epochs = total
-        self.lr_schedule.set_total(total, self.updates_per_epoch())
+        self.total_epochs = total  # which tells the schedules, see run/assignments.py
         if self.epochs_done >= total or self.should_stop:
             print(f"Nothing left to train: {self.epochs_done} of {total} epochs are done"
                   f"{' and the run was stopped early' if self.should_stop else ''}.")
+        self.lifetime.will_be_closed = True
         try:
             while self.epochs_done < total and not self.should_stop:
                 before = self.epochs_done
@@ -355,6 +371,8 @@ class TemplateModel:
         Raises:
             FloatingPointError: the loss of a batch was not finite.
             SystemExit: SIGTERM (143) or Ctrl-C (130) came; the state after the running update is saved.
+            KeyboardInterrupt: Ctrl-C came in a notebook, in IPython or under ``python -i``: saved as well, and this trainer
+                goes on from there. Anywhere: a second Ctrl-C came, which waits for nothing.
         """
         if not self._begin_epoch(write_params, clip_grad):
             return {}
@@ -370,22 +388,23 @@ class TemplateModel:
                     self.batches_done += self.world.size
                 stepper.finish_group()
                 self._after_update()
+            checks.require_batches(self)
             self._log()
             return self._end_training()
 
     def _begin_epoch(self, write_params, clip_grad):
         """Number the epoch: the user may count ``epoch += 1`` or leave it; no epoch is trained twice."""
         checks.require_init(self)
-        self.lifetime.finish_epoch()
-        self.lifetime.leave_when_asked()
+        self.lifetime.begin_epoch()
         if self.should_stop:
             print("Training was stopped, so train_loop() does nothing. Loop over trainer.epochs(n) to end the loop too.")
             return False
-        self.lr_schedule.require_total()
+        self.lr_schedule.begin_epoch(self)
         self.epoch = max(self.epoch, self.epochs_done + 1)
         self.write_params = write_params
         self._epoch_started = time.perf_counter()
         self.stepper.clip = make_clip(self.clip_grad if clip_grad is None else clip_grad)
+        follow_reduction(self, self.criterion)
         for model in self.model_list:
             if not model.training and any(p.requires_grad for p in model.parameters()):
                 model.train()  # only at the top: parts that you froze with .eval() stay so
@@ -400,7 +419,7 @@ class TemplateModel:
             self._log()
         if self.checkpoints.is_due():
             self.checkpoints.save_last()
-        self.lifetime.leave_when_asked()
+        self.lifetime.after_update()
 
     def _log(self):
         """Hand out the means of the window: the one wait for the device serves progress bar, TensorBoard and trackers."""
@@ -418,6 +437,8 @@ class TemplateModel:
         seconds = time.perf_counter() - self._epoch_started
         print(f"epoch {self.epoch:3d} train | {_line(result)} | lr {rates} | {seconds:.1f} s")
         self.lr_schedule.after_epoch(self.epoch)
+        if self.eval_loader is None:  # plateau schedules have nothing else to look at
+            self.lr_schedule.note_result(self.epoch, loss=result.get("tol_loss"))
         return result
 
     # --- evaluation -----------------------------------------------------------------------------------------------
@@ -436,10 +457,14 @@ class TemplateModel:
         lifetime = self.lifetime
         if self.should_stop and lifetime.evaluated_epoch == self.epoch:
             return self.eval_result[self.key_metric]  # a plain loop that goes on after the stop
+        lifetime.begin_evaluation()
         with lifetime.session(), lifetime.undone_when_cut_short():
             with self.evaluator.events():
                 result = self.eval_result = self.evaluator.score(self.hooks.on_eval_batch)
                 score = result[checks.resolve_key(self, result)]
+                if lifetime.only_looks:
+                    print(f"weights eval   | {_line(result)} | not noted, see use_best")
+                    return score
                 lifetime.half_evaluated = True
                 improved = note_best(self, result)
                 print(f"epoch {self.epoch:3d} eval  | {_line(result)}{f' | best {self.key_metric}' if improved else ''}")
@@ -448,7 +473,8 @@ class TemplateModel:
                 if improved:  # the weights that were scored: a callback may have put averages in their place
                     self.checkpoints.save_best()
             losses = [value for name, value in result.items() if name in self.eval_loss_names and name.endswith("tol_loss")]
-            self.lr_schedule.after_epoch(self.epoch, score, losses[0] if losses else None)
+            tell = self.lr_schedule.note_result if lifetime.is_mid_epoch else self.lr_schedule.after_epoch
+            tell(self.epoch, score, losses[0] if losses else None)
             lifetime.finish_evaluation(save_per_epochs)
         return score
 
@@ -457,12 +483,12 @@ class TemplateModel:
         return self.eval(save_per_epochs)
 
     def test(self, loader: Iterable[Any] | None = None) -> dict[str, Any]:
-        """Losses and metrics on ``loader`` (None: ``eval_loader``) as a dict; nothing is noted or saved."""
+        """Losses and metrics on ``loader`` (None: ``test_loader``, else ``eval_loader``); nothing is noted or saved."""
         checks.require_init(self)
-        if loader is None:
+        if loader is None and self.test_loader is None:
             checks.require_eval_loader(self)
         with self.lifetime.session(), self.lifetime.undone_when_cut_short(), self.evaluator.events():
-            return self.evaluator.score(self.hooks.on_eval_batch, loader)
+            return self.evaluator.score_test(self.hooks.on_eval_batch, loader)
 
     def _overrides(self, name):
         """Whether the subclass has a method of its own by this name."""
@@ -475,6 +501,7 @@ class TemplateModel:
     updates_per_epoch = requests.updates_per_epoch
     save_state = requests.save_state
     load_state = requests.load_state
+    use_best = requests.use_best
     save_model = requests.save_model
     wait_for_saves = requests.wait_for_saves
     close = requests.close
@@ -485,7 +512,6 @@ class TemplateModel:
     print_best_metrics = requests.print_best_metrics
     print_final_lr = requests.print_final_lr
     print_all_member = requests.print_all_member
-    test_loader = requests.OtherName("eval_loader")
     warm_up_type = requests.OtherName("warm_up_mode")
 
     @property

@@ -6,7 +6,8 @@
     python my_project/utils/upgrade.py upgrade              # to the newest version; --dry-run only says what it would do
 
 Each file is merged three ways with ``git merge-file``: yours, upstream's new one, and the base, which is the one that you
-once copied. The exit code is 0, 1 when files are left with conflicts or do not compile, 2 when it was refused.
+once copied. The exit code is 0, 1 when files are left that need you (with conflicts, not valid Python, or hidden by a
+folder of the same name), 2 when it was refused.
 
 It imports and runs nothing of the copy or of upstream, so it also works while conflict markers stand in the other files.
 It never touches files that upstream does not have, follows no links, does not see that you renamed a file, and commits
@@ -20,6 +21,7 @@ if __name__ == "__main__" and os.path.realpath(sys.path[0]) == os.path.dirname(o
     sys.path.pop(0)  # a json.py in the copy is not what is imported below
 
 import argparse
+import difflib
 import hashlib
 import json
 import re
@@ -37,6 +39,8 @@ SOURCE = "template"         # the folder in upstream's repository
 STAMP = ".upstream"
 JOURNAL = ".upgrade"        # there while files are being put in place: the next start takes back what is half done
 STAGE = ".upgrade.new"      # not yet begun, or already done: the next start removes it
+OPTIONAL = ("callbacks", "trackers", "tools")  # folders whose files are parts of their own
+MOST_LINES = 40             # of your changes in a file with conflicts that are shown
 _VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
 _ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES",
@@ -176,11 +180,27 @@ def was_upstream(clone, path, data):
 
 
 def renamed(clone, base, target):
-    """``{new path: old path}`` where git finds that upstream renamed a file."""
-    out = git("diff-tree", "-r", "-z", "-M", "--name-status", "--diff-filter=R", f"{base}:{SOURCE}", f"{target}:{SOURCE}",
-              at=clone)
-    parts = os.fsdecode(out).split("\0")
-    return {new: old for old, new in zip(parts[1::3], parts[2::3])}
+    """``{new path: old path}`` of the files that upstream renamed, as git finds them between the two commits, and in each
+    step from one to the other: a file that was rewritten after its move is no longer like the one that it was."""
+    steps = git("rev-list", "--first-parent", "--reverse", f"{base}..{target}", at=clone).decode().split()
+    by_steps = {}
+    for old, new in _renames_of(clone, zip([base, *steps], steps)):
+        by_steps[new] = by_steps.pop(old, old)
+    found = {new: old for old, new in _renames_of(clone, [(base, target)])}
+    before, after = tree(clone, base), tree(clone, target)
+    for new, old in by_steps.items():
+        is_move = old in before and old not in after and new in after and new not in before
+        if is_move and new not in found and old not in found.values():
+            found[new] = old
+    return found
+
+
+def _renames_of(clone, pairs):
+    """``[(old path, new path), …]`` between the commits of each pair, in their order."""
+    flags = "-r", "-z", "-M", "--name-status", "--diff-filter=R", "--no-commit-id", f"--relative={SOURCE}"
+    pairs = "".join(f"{after} {before}\n" for before, after in pairs)
+    parts = os.fsdecode(git("diff-tree", "--stdin", *flags, at=clone, stdin=pairs.encode())).split("\0")
+    return list(zip(parts[1::3], parts[2::3]))
 
 
 def uncommitted(folder):
@@ -357,7 +377,7 @@ def make_stamp(origin, version, commit, only, files):
 def part_of(path):
     """Which part of the template a file belongs to: "callbacks/ema", "tools/export", or "core" for all the rest."""
     folder, *rest = path.split("/")
-    optional = folder in ("callbacks", "tools") and rest and rest[0] != "__init__.py"
+    optional = folder in OPTIONAL and rest and rest[0] != "__init__.py"
     return f"{folder}/{rest[0].partition('.')[0]}" if optional else "core"
 
 
@@ -474,6 +494,27 @@ def _renamed_step(step, old, is_at_old):
     writes = {**step.writes, old: None} if is_at_old else step.writes
     kind = "taken" if step.kind in ("unchanged", "same") and is_at_old else step.kind
     return step._replace(kind=kind, note=f"{old} upstream renamed; {step.note}".rstrip("; "), writes=writes)
+
+
+def own_changes(compared, path):
+    """Your changes in a file that is left with conflicts, line by line: a conflict may span many more lines."""
+    old = compared.renames.get(path, path)
+    base, mine = compared.base.get(old), compared.mine.get(path, compared.mine.get(old))
+    if base is None or is_binary(base) or is_binary(mine):
+        return []
+    before, after = (lf(data).decode(errors="backslashreplace").splitlines() for data in (base, mine))
+    changed = [line for line in difflib.unified_diff(before, after, n=0, lineterm="") if not line.startswith("@@")][2:]
+    more = len(changed) - MOST_LINES
+    return [*changed[:MOST_LINES], *([f"and {more} lines more"] if more > 0 else [])]
+
+
+def hidden(folder, compared, writes):
+    """``{file: folder}`` of your Python files that cannot be imported, because upstream has a package of their name."""
+    packages = [path.removesuffix("/__init__.py") for path in sorted(compared.theirs) if path.endswith("/__init__.py")]
+    there = {**compared.mine, **writes}
+    return {f"{package}.py": package for package in packages
+            if there.get(f"{package}/__init__.py") is not None and f"{package}.py" not in compared.theirs
+            and writes.get(f"{package}.py", b"") is not None and (folder / f"{package}.py").is_file()}
 
 
 def broken(files):
@@ -670,14 +711,19 @@ def upgrade(folder, options):
             apply(folder, writes)
     for path in conflicts:
         print(f"Resolve by hand: {path}")
+        for line in own_changes(compared, path):
+            print(f"    {line}")
     for path in reasons:
         if path not in conflicts:
             print(f"Does not compile: {path}, {reasons[path]}")
+    in_the_way = hidden(folder, compared, writes)
+    for path, package in in_the_way.items():
+        print(f"Hidden: {path}, because upstream has a folder {package}/, which Python imports instead. Rename your file.")
     if options.dry_run and writes:
         print("Nothing was written.")
     else:
         print(f"{'' if writes else 'Nothing to do: '}The copy is at {compared.target_name}.")
-    return 1 if conflicts or reasons else 0
+    return 1 if conflicts or reasons or in_the_way else 0
 
 
 def copy(folder, options):

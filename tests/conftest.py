@@ -8,7 +8,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two t
 import pytest
 import torch
 
-from template.callbacks import progress_bar
+from template.callbacks import history, progress_bar
+from template.output.logger import Logger
 
 
 @pytest.fixture(autouse=True)
@@ -18,8 +19,16 @@ def own_folder(tmp_path, monkeypatch):
     torch.set_num_threads(1)
     stdout = sys.stdout
     yield tmp_path
+    while isinstance(sys.stdout, Logger):
+        sys.stdout.restore()
     sys.stdout = stdout
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def without_curves(monkeypatch):
+    """No ``history.png``: matplotlib takes ten times as long for it as a tiny training does. ``test_history.py`` draws."""
+    monkeypatch.setattr(history.History, "_draw", lambda self, model: None)
 
 
 class FakeTqdm:

@@ -1,6 +1,7 @@
 """The house: who may import whom, and the package under any name, with anything optional missing."""
 
 import ast
+import shutil
 import subprocess
 import sys
 
@@ -221,6 +222,10 @@ def test_a_public_name_whose_file_was_deleted_is_an_error_that_says_how_to_get_i
     done = run_python("-c", "from utils import Profile", cwd=tmp_path, check=False)
     assert "Profile is in callbacks/profile.py, which is not there" in done.stderr
     assert f"python {tmp_path}/utils/upgrade.py upgrade --with callbacks/profile" in done.stderr
+    (tmp_path / "utils/run/options.py").unlink()
+    done = run_python("-c", "from utils import option", cwd=tmp_path, check=False)
+    assert "option is in run/options.py, which is not there" in done.stderr
+    assert f"python {tmp_path}/utils/upgrade.py upgrade --with core" in done.stderr
     done = run_python("-c", "from utils import Mean", cwd=tmp_path, check=False)
     assert "No module named 'nowhere'" in done.stderr and "upgrade.py" not in done.stderr
 
@@ -231,3 +236,118 @@ def test_an_unknown_public_name_is_an_error_that_lists_what_there_is():
     with pytest.raises(AttributeError, match="Confusion"):
         template.Confusoin  # noqa: B018
     assert set(dir(template)) >= {"TemplateModel", "__version__"}
+
+
+# --- imports from where the files were before there were rooms ----------------------------------------------------------
+
+ANSWER = """
+import importlib, sys
+def answer(statement):
+    try:
+        exec(statement, {"__name__": "__main__"})
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "works"
+"""
+
+
+def answers(tmp_path, package, statements, before=""):
+    """What Python says to each statement, all in one process, in the folder that ``package`` is in."""
+    lines = [ANSWER, before, *(f"print(answer({statement!r}).splitlines()[0])" for statement in statements)]
+    (tmp_path / "ask.py").write_text("\n".join(lines))
+    return run_python("ask.py", cwd=tmp_path).stdout.splitlines()
+
+
+def copied_as(package, tmp_path):
+    folder = tmp_path.joinpath(*package.split("."))
+    shutil.copytree(PACKAGE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.mark.parametrize("package", ["utils", "project.deep.trainer"])
+def test_an_import_from_an_old_place_is_an_error_that_says_what_to_write(package, tmp_path):
+    folder = copied_as(package, tmp_path)
+    (folder / "callbacks/mine.py").write_text("from ..run_folder import replace_file\n")
+    (folder / "mine.py").write_text("from .seeding import derive\n")
+    (folder / "mine_too.py").write_text("from . import loaders\n")
+    (folder / "mine_three.py").write_text("from .checkpoint import CheckpointError\n")
+    asked = {
+        "from {p}.stepper import make_clip": ("stepper", "update.stepper", "..."),
+        "import {p}.stepper": ("stepper", "update.stepper", "..."),
+        "import {p}.stepper as stepper": ("stepper", "update.stepper", "..."),
+        "from {p} import stepper": ("stepper", "update.stepper", "..."),
+        "from {p} import Confusion, stepper": ("stepper", "update.stepper", "..."),
+        "import importlib; importlib.import_module('.stepper', '{p}')": ("stepper", "update.stepper", "..."),
+        "from {p}.distributed import ALONE": ("distributed", "parallel.ranks", "..."),
+        "from {p}.run_lifetime import RunLifetime": ("run_lifetime", "run.lifetime", "..."),
+        "import {p}.run_tools": ("run_tools", "run.requests", "..."),
+        "from {p}.checkpoint import read": ("checkpoint", "checkpoint.files", "read"),
+        "from {p}.checkpoint import CheckpointError, write": ("checkpoint", "checkpoint.files", "CheckpointError"),
+        "from {p}.parallel import make_parallel": ("parallel", "parallel.gradients", "make_parallel"),
+        "from {p}.parallel import MODES": ("parallel", "parallel.gradients", "MODES"),
+        "from {p}.metrics import to_number": ("metrics", "metrics.accumulators", "to_number"),
+        "import {p}.callbacks.mine": ("run_folder", "output.run_folder", "..."),
+        "import {p}.mine": ("seeding", "data.seeding", "..."),
+        "import {p}.mine_too": ("loaders", "data.loaders", "..."),
+        "import {p}.mine_three": ("checkpoint", "checkpoint.files", "CheckpointError"),
+    }
+    said = answers(tmp_path, package, [statement.format(p=package) for statement in asked])
+    assert said == [f"ModuleNotFoundError: {package}.{old} is {package}.{new} now. "
+                    f"Write: from {package}.{new} import {name}" for old, new, name in asked.values()]
+    attribute = answers(tmp_path, package, [f"import {package} as copy; copy.stepper.make_clip"])
+    assert attribute == [f"AttributeError: {package}.stepper is {package}.update.stepper now."]
+
+
+def test_the_line_that_an_old_import_is_answered_with_works_and_so_does_each_new_place(tmp_path):
+    import template
+
+    copied_as("utils", tmp_path)
+    statements = [f"from utils.{new} import *" for new in template._MOVED.values()]
+    statements += ["from utils.metrics import Confusion, Mean, Stored", "from utils.update.stepper import make_clip",
+                   "from utils.checkpoint.files import read", "from utils.parallel.gradients import make_parallel"]
+    assert answers(tmp_path, "utils", statements) == ["works"] * len(statements)
+
+
+def test_what_never_was_in_the_folder_stays_python_s_own_error(tmp_path):
+    folder = copied_as("utils", tmp_path)
+    (folder / "checkpoint/sharded.py").unlink()
+    (folder / "options").mkdir()  # a package of one's own by an old name
+    (folder / "options/__init__.py").write_text("mine = 1\n")
+    said = answers(tmp_path, "utils", [
+        "import utils.nonsense", "from utils import nonsense", "import stepper", "import other.utils.stepper",
+        "from utils.checkpoint import nonsense", "import utils.checkpoint.nonsense", "import utils.checkpoint.sharded",
+        "from utils.options import mine", "import utils.options.nonsense", "import utils_too.stepper",
+        "import utils; assert not hasattr(utils, 'nonsense') and not hasattr(utils, 'stepper')",
+        "import importlib.util; assert importlib.util.find_spec('utils.nonsense') is None"])
+    assert [line.split(" (")[0] for line in said] == [
+        "ModuleNotFoundError: No module named 'utils.nonsense'", "ImportError: cannot import name 'nonsense' from 'utils'",
+        "ModuleNotFoundError: No module named 'stepper'", "ModuleNotFoundError: No module named 'other'",
+        "ImportError: cannot import name 'nonsense' from 'utils.checkpoint'",
+        "ModuleNotFoundError: No module named 'utils.checkpoint.nonsense'",
+        "ModuleNotFoundError: No module named 'utils.checkpoint.sharded'",
+        "works", "ModuleNotFoundError: No module named 'utils.options.nonsense'",
+        "ModuleNotFoundError: No module named 'utils_too'", "works", "works"]
+
+
+def test_several_copies_in_one_process_answer_for_themselves_once_after_a_reload_and_a_new_import_too(tmp_path):
+    copied_as("utils", tmp_path)
+    copied_as("utils.second", tmp_path)
+    before = ("import utils, utils.second\n"
+              "for _ in range(3):\n"
+              "    importlib.reload(utils); importlib.reload(utils.second)\n"
+              "del sys.modules['utils.second'], utils.second\n"
+              "import utils.second")
+    said = answers(tmp_path, "utils", [
+        "from utils.stepper import make_clip", "from utils.second import stepper",
+        "import sys; assert [finder.package for finder in sys.meta_path if hasattr(finder, 'package')] == "
+        "['utils', 'utils.second']"], before)
+    assert said[0].startswith("ModuleNotFoundError: utils.stepper is utils.update.stepper now.")
+    assert said[1].startswith("ModuleNotFoundError: utils.second.stepper is utils.second.update.stepper now.")
+    assert said[2] == "works"
+
+
+def test_importing_the_package_alone_loads_nothing_of_it_and_old_places_are_looked_up_last(tmp_path):
+    copied_as("utils", tmp_path)
+    code = ("import sys, typing; before = set(sys.modules); import utils; "
+            "print(sorted(set(sys.modules) - before), [hasattr(finder, 'package') for finder in sys.meta_path][-1])")
+    assert run_python("-c", code, cwd=tmp_path).stdout.strip() == "['utils'] True"

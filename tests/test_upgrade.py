@@ -179,10 +179,20 @@ def test_a_conflict_shows_yours_base_and_upstream_and_ends_with_exit_code_1(hous
     write(house.copy, {"loop.py": edited((4, "mine = 1"), (0, "far = 1"))})
     house.release("0.2.0", {"loop.py": edited((4, "theirs = 1"), (11, "away = 1"))})
     house.run("upgrade", code=1)
-    assert "Resolve by hand: loop.py" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Resolve by hand: loop.py\n    -line_0 = 0\n    +far = 1\n    -line_4 = 4\n    +mine = 1\n" in out
     conflict = ("<<<<<<< yours\nmine = 1\n||||||| base v0.1.0\nline_4 = 4\n=======\ntheirs = 1\n"
                 ">>>>>>> upstream v0.2.0")
     assert house.text("loop.py") == edited((0, "far = 1"), (4, conflict), (11, "away = 1"))
+
+
+def test_of_your_changes_in_a_file_with_conflicts_the_first_forty_lines_are_shown(house, capsys):
+    house.copied()
+    write(house.copy, {"loop.py": edited((4, "\n".join(f"mine_{i} = {i}" for i in range(45))))})
+    house.release("0.2.0", {"loop.py": edited((4, "theirs = 1"))})
+    house.run("upgrade", code=1)
+    shown = capsys.readouterr().out.partition("Resolve by hand: loop.py\n")[2].splitlines()
+    assert shown[0] == "    -line_4 = 4" and shown[39:41] == ["    +mine_38 = 38", "    and 6 lines more"]
 
 
 def test_a_second_upgrade_changes_nothing_and_says_so(house, capsys):
@@ -266,6 +276,62 @@ def test_your_edits_follow_a_file_that_upstream_renamed(house, capsys, change):
     before = snapshot(house.copy)
     house.run("upgrade")
     assert snapshot(house.copy) == before
+
+
+@pytest.mark.parametrize("change", [{}, {"loop.py": None}], ids=["edited", "deleted"])
+def test_your_edits_follow_a_file_that_upstream_moved_and_then_rewrote(house, capsys, change):
+    house.copied()
+    write(house.copy, {"loop.py": edited((1, "mine = 1")), **change})
+    house.release("0.1.1", {"loop.py": None, "way/cycle.py": LINES}, tag=False)
+    house.release("0.1.2", {"way/cycle.py": None, "deep/cycle.py": LINES}, tag=False)
+    rewritten = LINES.splitlines(True)[:4] + [f"entirely_new_{i} = {i}\n" for i in range(60)]
+    house.release("0.2.0", {"deep/cycle.py": "".join(rewritten)})
+    capsys.readouterr()
+    house.run("upgrade")
+    assert "loop.py upstream renamed" in capsys.readouterr().out and not (house.copy / "loop.py").exists()
+    if change:
+        assert not (house.copy / "deep").exists()
+    else:
+        assert house.text("deep/cycle.py") == "".join(["line_0 = 0\n", "mine = 1\n", *rewritten[2:]])
+    assert not (house.copy / "way").exists()
+
+
+def test_a_move_back_and_forth_or_a_name_that_is_used_anew_is_no_rename(house):
+    house.copied()
+    write(house.copy, {"loop.py": edited((1, "mine = 1"))})
+    house.release("0.1.1", {"loop.py": None, "cycle.py": LINES}, tag=False)
+    house.release("0.1.2", {"cycle.py": None, "loop.py": LINES}, tag=False)
+    house.release("0.1.3", {"step.py": None, "stride.py": LINES + "s = 1\n" * 9}, tag=False)
+    house.release("0.2.0", {"stride.py": None, "step.py": "new = 1\n" * 30, "loop.py": edited((9, "theirs = 1"))})
+    house.run("upgrade")
+    assert house.text("loop.py") == edited((1, "mine = 1"), (9, "theirs = 1"))
+    assert house.text("step.py") == "new = 1\n" * 30
+    assert not (house.copy / "cycle.py").exists() and not (house.copy / "stride.py").exists()
+
+
+def test_your_edits_follow_where_upstream_made_a_folder_of_a_file_s_name(house):
+    house.copied()
+    write(house.copy, {"loop.py": edited((1, "mine = 1")), "__pycache__/loop.cpython-310.pyc": b"\0"})
+    house.release("0.2.0", {"loop.py": None, "loop/__init__.py": "'room'\n", "loop/cycle.py": edited((9, "theirs = 1"))})
+    house.run("upgrade", "--dry-run").run("upgrade")
+    assert not (house.copy / "loop.py").exists() and house.text("loop/__init__.py") == "'room'\n"
+    assert house.text("loop/cycle.py") == edited((1, "mine = 1"), (9, "theirs = 1"))
+
+
+def test_a_file_of_yours_that_a_folder_upstream_hides_from_python_is_named(house, capsys):
+    house.copied()
+    write(house.copy, {"data.py": "mine = 1\n", "deep/net.py": "mine = 1\n", "names.py": "mine = 1\n"})
+    house.release("0.2.0", {"data/__init__.py": "", "deep/net/__init__.py": "", "names/list.txt": "no package\n"})
+    house.run("upgrade", code=1)
+    out = capsys.readouterr().out
+    assert "Hidden: data.py, because upstream has a folder data/" in out and "Hidden: deep/net.py" in out
+    assert "names" not in out.partition("Hidden")[2]
+    assert house.text("data.py") == "mine = 1\n"
+    house.run("upgrade", code=1)
+    assert "Hidden: data.py" in capsys.readouterr().out
+    (house.copy / "data.py").rename(house.copy / "my_data.py")
+    (house.copy / "deep/net.py").unlink()
+    house.run("upgrade")
 
 
 def test_a_file_renamed_upstream_and_here_to_the_same_name_is_merged_there(house):
@@ -891,7 +957,8 @@ def test_an_interruption_at_any_file_operation_leaves_the_copy_as_before_or_as_a
     house.copied()
     write(house.copy, {"loop.py": edited((4, "mine = 1")), "mine.py": "m", "__pycache__/a.pyc": b"\0", "step.py": None})
     house.release("0.2.0", {"loop.py": edited((9, "theirs = 1")), "new/file.py": "n = 1\n", "größe n/wörter.py": None,
-                            "callbacks/ema.py": None, "callbacks/average.py": LINES + "ema = 2\n"})
+                            "callbacks/ema.py": None, "callbacks/average.py": LINES + "ema = 2\n",
+                            "callbacks/bar.py": None, "callbacks/bar/bar.py": LINES + "bar = 2\n"})
     pristine = house.copy.with_name("pristine")
     shutil.copytree(house.copy, pristine)
     before = snapshot(house.copy)
@@ -899,7 +966,7 @@ def test_an_interruption_at_any_file_operation_leaves_the_copy_as_before_or_as_a
     monkeypatch.setattr(upgrade, "compare", lambda *_: compared)
     house.run("upgrade", "--force")
     after = snapshot(house.copy)
-    assert after.keys() - before.keys() == {"new/file.py", "callbacks/average.py"}
+    assert after.keys() - before.keys() == {"new/file.py", "callbacks/average.py", "callbacks/bar/bar.py"}
     outcomes = {"before": 0, "after": 0, "half": 0}
     for moment in range(1, 1000):
         shutil.rmtree(house.copy)
@@ -1046,8 +1113,8 @@ def contents(folder):
 
 
 def edit_by_hand(folder):
-    insert_after(folder / "template.py", "from pathlib import Path\n", "\nMY_EDIT = True\n")
-    insert_after(folder / "callbacks/early_stopping.py", "import math\n", "\nMY_EDIT = True\n")
+    insert_after(folder / "template.py", "        self.write_params = write_params\n", '        print("my edit")\n')
+    insert_after(folder / "callbacks/early_stopping.py", "        value = result[name]\n", '        print("my edit")\n')
 
 
 @pytest.mark.slow
@@ -1070,13 +1137,14 @@ def test_a_copy_of_the_first_version_is_edited_upgraded_to_the_present_one_and_r
     done = run_python(utils / "upgrade.py", "upgrade", "--from", upstream, cwd=tmp_path)
     assert f"v{OLD_VERSION}" in done.stdout and "by __version__" in done.stdout and "CONFLICT" not in done.stdout
     assert said(done.stdout, "changed on both sides: merged", "template.py")
-    assert said(done.stdout, "changed here only: kept", "callbacks/early_stopping.py")
+    assert said(done.stdout, "changed on both sides: merged", "callbacks/early_stopping.py")
     shutil.copytree(upstream / "template", expected)
     edit_by_hand(expected)  # what somebody who starts from the present version would have made
     assert contents(utils) == {**contents(expected), ".upstream": (utils / ".upstream").read_bytes()}
 
     done = run_python("train.py", 3, "--resume", cwd=project)
     assert re.search(r"loaded \S*last.pth at epoch 2", done.stdout) and "ended after epoch 3" in done.stdout, done.stdout
+    assert done.stdout.count("my edit\n") == 2
     one, other = (torch.load(project / folder / "utils/last.pth")["model0"]
                   for folder in ("check_point of 3 epochs without an upgrade", "check_point"))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -1087,7 +1155,7 @@ def test_a_copy_of_the_first_version_is_edited_upgraded_to_the_present_one_and_r
         start = time.perf_counter()
         done = run_python(utils / "upgrade.py", *command.split(), cwd=tmp_path)
         seconds[command] = time.perf_counter() - start
-    assert done.stdout.count("+MY_EDIT = True") == 2 and git("status", "--porcelain", at=project) == ""
+    assert done.stdout.count('+        print("my edit")') == 2 and git("status", "--porcelain", at=project) == ""
     with capsys.disabled():
         print("\nthe whole folder:", ", ".join(f"{command} {value:.2f} s" for command, value in seconds.items()))
 
@@ -1117,6 +1185,216 @@ def test_a_lean_copy_trains_so_does_one_without_any_one_part_and_a_missing_part_
     run_python(*command.split(), cwd=project)
     run_python("-c", "from lean import EarlyStopping, TemplateModel", cwd=project)
     assert not (project / "lean/callbacks/history.py").exists()
+
+
+# --- from the flat folder to the one with rooms -------------------------------------------------------------------------
+
+FLAT_COMMIT = "c2b987c"  # of this repository: the last one before the folder had rooms
+MOVED = {"stepper.py": "update/stepper.py", "loaders.py": "data/loaders.py"}  # of the files that are edited below
+OWN = {"my_notes.txt": "mine\n",
+       "callbacks/mine.py": "from ..hooks import Callback\nfrom ..metrics import Confusion\n\n\n"
+                            "class Mine(Callback):\n    def on_train_end(self, model, result):\n"
+                            "        print('mine saw', sorted(result))\n"}
+TRAIN_FLAT = TRAIN + """
+from utils import EarlyStopping
+from utils.callbacks.mine import Mine
+from utils.metrics import Confusion
+train("utils", int(sys.argv[1]), "--resume" in sys.argv, [EarlyStopping(patience=50), Mine()])
+"""
+
+
+def replace_in(path, line, new):
+    text = path.read_text()
+    assert text.count(line) == 1, f"{path.name} has changed: choose another line than {line!r}"
+    path.write_text(text.replace(line, new))
+
+
+def edit_as_users_do(folder, place=lambda path: path):
+    """``place`` gives the present path of a file of the flat folder."""
+    stepper, loaders, stopping, template = (folder / place(path) for path in (
+        "stepper.py", "loaders.py", "callbacks/early_stopping.py", "template.py"))
+    replace_in(stepper, "        self._updated = False         #", "        self._updated = None          #")
+    replace_in(stepper, "    if clip_grad is None:\n        return None\n",
+               "    if clip_grad == 'sign':\n"
+               "        return lambda parameters: [p.grad.sign_() for p in parameters if p.grad is not None]\n"
+               "    if clip_grad is None:\n        return None\n")
+    insert_after(loaders, "        self.position = 0       # the next batch of the epoch\n", "        self.my_marks = []\n")
+    replace_in(loaders, "class _ReplayedBatches(_Batches):\n",
+               "def is_short(loader):\n    return len(loader) < 10\n\n\nclass _ReplayedBatches(_Batches):\n")
+    replace_in(stopping, "did not get better than", "is stuck at")
+    insert_after(template, "            losses = loss_dict(self.loss_per_batch(batch))\n",
+                 '            losses["twice"] = 2 * losses["tol_loss"].detach()\n')
+    replace_in(template, "| lr {rates} | {seconds:.1f} s", "| lr {rates} | took {seconds:.1f} s")
+
+
+def flat_files():
+    """The names in the flat folder on top."""
+    command = ["git", "ls-tree", "--name-only", f"{FLAT_COMMIT}:template"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip(f"commit {FLAT_COMMIT}, the last one without rooms, is not in the history here: not a full clone")
+    return found.stdout.split()
+
+
+class FlatCopy:
+    """A clone of this repository whose newest version is the present folder, and a copy that its last commit with a flat
+    folder made with the upgrade.py of that commit."""
+
+    def __init__(self, folder, *options):
+        self.upstream, self.project = folder / "upstream", folder / "project ü"
+        self.copy = self.project / "utils"
+        flat_files()
+        git("clone", "-q", ROOT, self.upstream, at=folder)
+        git("remote", "remove", "origin", at=self.upstream)
+        present = git("rev-parse", "HEAD", at=self.upstream).strip()
+        git("checkout", "-q", FLAT_COMMIT, at=self.upstream)
+        run_python(self.upstream / "template/upgrade.py", "copy", self.copy, *options, cwd=folder)
+        git("checkout", "-q", present, at=self.upstream)
+        git("tag", "-d", *git("tag", at=self.upstream).split(), at=self.upstream)
+        release_of_the_present_template(self.upstream)
+        write(self.project, {".gitignore": "check_point*\nruns/\n__pycache__/\n"})
+        commit_all(self.project, "copied")
+
+    def commit(self, files):
+        write(self.copy, files)
+        commit_all(self.project, "mine")
+
+    def upgrade(self, *options, code=0):
+        done = run_python(self.copy / "upgrade.py", "upgrade", *options, cwd=self.project.parent, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout
+
+    def train(self, *args):
+        """With bytecode, so that what is left in ``__pycache__`` of the flat files is there."""
+        return run_python("train.py", *args, cwd=self.project, env={"PYTHONDONTWRITEBYTECODE": ""}).stdout
+
+
+def with_upgrade_py(age):
+    """The present upgrade.py, or what is in the copy anyway."""
+    return {"upgrade.py": (ROOT / "template/upgrade.py").read_bytes()} if age == "present" else {}
+
+
+def assert_equal_to_the_bit(one, other, path):
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for name in one.keys():
+            assert_equal_to_the_bit(one[name], other[name], f"{path}.{name}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), path
+        for number, pair in enumerate(zip(one, other)):
+            assert_equal_to_the_bit(*pair, f"{path}.{number}")
+    else:
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, f"{path}: {one!r}, {other!r}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("age", ["old", "present"])
+def test_an_edited_copy_of_the_flat_folder_takes_the_rooms_with_the_edits_in_the_moved_files(tmp_path, age):
+    flat = FlatCopy(tmp_path)
+    utils = flat.copy
+    edit_as_users_do(utils)
+    write(flat.project, {"train.py": TRAIN_FLAT})
+    flat.commit({**OWN, "callbacks/profile.py": None, "options.py": None, **with_upgrade_py(age)})
+    if age == "old":
+        flat.train(4)
+        (flat.project / "check_point").rename(flat.project / "check_point of the flat folder")
+        flat.train(2)
+    before = snapshot(flat.project)
+    would = flat.upgrade("--dry-run")
+    assert snapshot(flat.project) == before and "Nothing was written." in would and "CONFLICT" not in would
+
+    out = flat.upgrade()
+    assert out.rpartition("The copy")[0] == would.rpartition("Nothing")[0]
+    for path in ("update/stepper.py", "callbacks/early_stopping.py", "template.py"):
+        assert said(out, "changed on both sides: merged", path), path
+    for old, new in MOVED.items():
+        assert re.search(rf" {new} +\({old} upstream renamed\)", out), new
+    for path in ("callbacks/profile.py", "run/options.py"):
+        assert said(out, "deleted here: stays deleted", path)
+    expected = tmp_path / "expected"
+    shutil.copytree(flat.upstream / "template", expected)
+    edit_as_users_do(expected, lambda path: MOVED.get(path, path))
+    write(expected, {**OWN, "callbacks/profile.py": None, "run/options.py": None})
+    now = {path: data for path, data in contents(utils).items() if "__pycache__" not in path}
+    assert now == {**contents(expected), ".upstream": (utils / ".upstream").read_bytes()}
+    assert not upgrade.broken(now)
+    run_python("-c", "from utils.update.stepper import make_clip; assert make_clip('sign')", cwd=flat.project)
+    commit_all(flat.project, "upgraded")
+    assert "Nothing to do" in flat.upgrade() and git("status", "--porcelain", at=flat.project) == ""
+    if age == "present":
+        return
+
+    assert list((utils / "__pycache__").glob("metrics.*.pyc")) and not (utils / "metrics.py").exists()
+    out = flat.train(4, "--resume")
+    assert re.search(r"loaded \S*last.pth at epoch 2", out) and "ended after epoch 4" in out
+    assert out.count("| took") == out.count("mine saw ['tol_loss', 'twice']\n") == 2
+    (flat.project / "check_point").rename(flat.project / "check_point resumed")
+    flat.train(4)
+    old, resumed, whole = (torch.load(flat.project / folder / "utils/last.pth") for folder in (
+        "check_point of the flat folder", "check_point resumed", "check_point"))
+    assert whole["epoch"] == whole["epochs_done"] == 4
+    for name in ("epoch", "epochs_done", "global_step", "model0", "optimizer_list0"):
+        assert_equal_to_the_bit(resumed[name], whole[name], name)
+        assert_equal_to_the_bit(old[name], whole[name], name)
+
+
+@pytest.mark.slow
+def test_a_lean_copy_of_the_flat_folder_takes_the_rooms_and_stays_lean(tmp_path):
+    flat = FlatCopy(tmp_path, "--only", "callbacks/early_stopping,tools/consolidate")
+    insert_after(flat.copy / "stepper.py", "        self.parallel = parallel\n", "        self.mine = 1\n")
+    flat.commit({"callbacks/early_stopping.py": None})
+    out = flat.upgrade()
+    there = {path for path in contents(flat.copy) if path != ".upstream"}
+    whole = {path for path in contents(flat.upstream / "template")}
+    assert there == {path for path in whole if upgrade.part_of(path) in ("core", "tools/consolidate")}
+    assert "self.mine = 1" in (flat.copy / "update/stepper.py").read_text()
+    assert said(out, "left out of this copy: stays out", "callbacks/history.py")
+    stamp = json.loads((flat.copy / ".upstream").read_text())
+    assert stamp["only"] == ["callbacks/early_stopping", "tools/consolidate"]
+    write(flat.project, {"train.py": TRAIN + "train('utils', 1, resume=False)\n"})
+    assert "ended after epoch 1" in flat.train()
+
+
+@pytest.mark.parametrize("age", ["old", "present"])
+def test_edits_in_files_of_the_flat_folder_that_were_rewritten_are_never_lost_silently(tmp_path, age):
+    """git finds such a move only in the commit that made it, where the present upgrade.py looks too."""
+    flat = FlatCopy(tmp_path)
+    moved = {"guard.py": "update/guard.py", "run_lifetime.py": "run/lifetime.py", "run_tools.py": "run/requests.py"}
+    mine = {path: f"        self.mine_{i} = 1\n" for i, path in enumerate([*moved, "template.py"])}
+    insert_after(flat.copy / "guard.py", "        self._in_a_row = 0\n", mine["guard.py"])
+    insert_after(flat.copy / "run_lifetime.py", "        self._stop_request.install()\n", mine["run_lifetime.py"])
+    insert_after(flat.copy / "run_tools.py", "        self._saver.wait()\n        saved = state.collect(self, optim)\n",
+                 mine["run_tools.py"])
+    insert_after(flat.copy / "template.py", "        self.epochs_done = 0           # epochs that are over\n",
+                 mine["template.py"])
+    edited_files = contents(flat.copy)
+    flat.commit(with_upgrade_py(age))
+    out = flat.upgrade(code=1)
+    now = contents(flat.copy)
+    assert "Resolve by hand: template.py" in out and mine["template.py"] in now["template.py"].decode()
+    for old, new in moved.items():
+        if age == "old":
+            assert said(out, "deleted upstream, changed here: kept, now your own", old)
+            assert now[old] == edited_files[old] and now[new] == (flat.upstream / "template" / new).read_bytes()
+        else:
+            assert old not in now and mine[old] in now[new].decode()
+            assert f" {new}  ({old} upstream renamed)" in out
+    if age == "present":
+        assert said(out, "changed on both sides: merged", "update/guard.py")
+        assert not upgrade.broken({"guard.py": now["update/guard.py"]})
+        for old in ("template.py", "run_lifetime.py", "run_tools.py"):
+            path = moved.get(old, old)
+            assert f"Resolve by hand: {path}\n    +{mine[old]}" in out
+
+
+def test_each_file_of_the_flat_folder_is_where_the_table_of_old_places_says():
+    import template
+
+    flat = {name.removesuffix(".py") for name in flat_files() if name.endswith(".py")}
+    on_top = {path.stem for path in (ROOT / "template").glob("*.py")}
+    assert flat - on_top == template._MOVED.keys()
+    moves = {(f"{new.replace('.', '/')}.py", f"{old}.py") for old, new in template._MOVED.items()}
+    assert moves <= upgrade.renamed(ROOT, FLAT_COMMIT, "HEAD").items()
 
 
 # --- releases -----------------------------------------------------------------------------------------------------------

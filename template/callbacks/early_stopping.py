@@ -4,10 +4,16 @@
     trainer.callbacks = [EarlyStopping("train/tol_loss", patience=5)]   # without an eval_loader
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING, Any
 
 from ..hooks import Callback
 from ..metrics.best import better_when
+
+if TYPE_CHECKING:
+    from ..template import TemplateModel
 
 
 class EarlyStopping(Callback):
@@ -23,7 +29,8 @@ class EarlyStopping(Callback):
         ValueError: a bad argument, or a monitor that no result contains; the message lists what there is.
     """
 
-    def __init__(self, monitor=None, mode=None, patience=10, min_delta=0.0):
+    def __init__(self, monitor: str | None = None, mode: str | None = None, patience: int = 10,
+                 min_delta: float = 0.0) -> None:
         if mode not in (None, "max", "min"):
             raise ValueError(f"mode must be 'max', 'min' or None, got {mode!r}.")
         if not isinstance(patience, int) or patience < 1:
@@ -34,14 +41,14 @@ class EarlyStopping(Callback):
         self.mode = mode
         self.patience = patience
         self.min_delta = min_delta
-        self.best = None
+        self.best: Any = None  # a float, once there was a result
         self.waited = 0
 
-    def on_train_end(self, model, result):
+    def on_train_end(self, model: TemplateModel, result: dict[str, float]) -> None:
         if self.monitor is not None and self.monitor.startswith("train/"):
             self._judge(model, {f"train/{name}": value for name, value in result.items()}, self.mode or "min")
 
-    def on_eval_result(self, model, result):
+    def on_eval_result(self, model: TemplateModel, result: dict[str, Any]) -> None:
         if self.monitor is None or not self.monitor.startswith("train/"):
             self._judge(model, result, self.mode or better_when(model, self.monitor or model.key_metric))
 
@@ -66,8 +73,8 @@ class EarlyStopping(Callback):
         gain = value - self.best if mode == "max" else self.best - value
         return -math.inf if math.isnan(gain) else gain
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.waited = state["best"], state["waited"]

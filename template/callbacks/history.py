@@ -5,12 +5,18 @@
 The png needs matplotlib (``pip install matplotlib``); without it the csv is all.
 """
 
+from __future__ import annotations
+
 import csv
 import io
 import time
+from typing import TYPE_CHECKING, Any
 
 from ..hooks import Callback
 from ..output.run_folder import replace_file, told_when_it_fails
+
+if TYPE_CHECKING:
+    from ..template import TemplateModel
 
 _PNG_EVERY_SECONDS = 30.0
 
@@ -22,25 +28,25 @@ class History(Callback):
         png: draw ``history.png``, at most every 30 s and at the end.
     """
 
-    def __init__(self, png=True):
+    def __init__(self, png: bool = True) -> None:
         self.png = png
-        self.rows = []
-        self._row = None       # of the epoch that is trained but not written
+        self.rows: list[dict[str, Any]] = []
+        self._row: dict[str, Any] | None = None  # of the epoch that is trained but not written
         self._is_on_disk = True
         self._started = 0.0
         self._drawn = 0.0
 
-    def on_train_start(self, model):
+    def on_train_start(self, model: TemplateModel) -> None:
         self._finish_row(model)  # of an epoch that was not evaluated
         self._started = time.perf_counter()
 
-    def on_train_end(self, model, result):
+    def on_train_end(self, model: TemplateModel, result: dict[str, float]) -> None:
         self._row = {"epoch": model.epoch, "global_step": model.global_step}
         self._row |= {f"train/{name}": value for name, value in result.items()}
-        self._row["lr"] = model.optimizer_list[0].param_groups[0]["lr"]
+        self._row["lr"] = float(model.optimizer_list[0].param_groups[0]["lr"])  # a tensor would change
         self._row["seconds"] = round(time.perf_counter() - self._started, 3)
 
-    def on_eval_result(self, model, result):
+    def on_eval_result(self, model: TemplateModel, result: dict[str, Any]) -> None:
         row = self._row or next((row for row in self.rows if row["epoch"] == model.epoch), None)
         if row is None:  # an evaluation before any training
             return
@@ -48,7 +54,7 @@ class History(Callback):
         self._row = row
         self._finish_row(model)
 
-    def on_exit(self, model):
+    def on_exit(self, model: TemplateModel) -> None:
         self._finish_row(model)
         if not self._is_on_disk:
             self._write(model.path_of("history.csv"))
@@ -84,9 +90,9 @@ class History(Callback):
         if not self.png or len(self.rows) < 2:
             return
         try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
-            from matplotlib.ticker import MaxNLocator
+            from matplotlib.backends.backend_agg import FigureCanvasAgg  # type: ignore  # optional
+            from matplotlib.figure import Figure  # type: ignore  # optional
+            from matplotlib.ticker import MaxNLocator  # type: ignore  # optional
         except ImportError:
             self.png = False
             print("history.png is not drawn: the package is missing. pip install matplotlib")
@@ -116,10 +122,10 @@ class History(Callback):
             figure.savefig(image, dpi=110)
             replace_file(path, image.getvalue())
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         rows = self.rows + ([self._row] if self._row is not None else [])
         return {"rows": [dict(row) for row in rows]}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows = [dict(row) for row in state["rows"]]
         self._row = None

@@ -6,11 +6,17 @@ Prints the most expensive operators and leaves ``trace.json`` in the run's folde
 it records, updates are slower; before and after it costs next to nothing.
 """
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..hooks import Callback
+
+if TYPE_CHECKING:
+    from ..template import TemplateModel
 
 _ROWS = 10
 
@@ -26,16 +32,16 @@ class Profile(Callback):
         ValueError: not a whole number of at least 1.
     """
 
-    def __init__(self, updates=5, after=10):
+    def __init__(self, updates: int = 5, after: int = 10) -> None:
         for name, value in (("updates", updates), ("after", after)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
         self.updates = updates
         self.after = after
-        self._profiler = None
-        self._last = None  # update, that is recorded
+        self._profiler: Any = None
+        self._last: Any = None  # update, that is recorded
 
-    def on_train_start(self, model):
+    def on_train_start(self, model: TemplateModel) -> None:
         if self._last is None and model.is_main:
             self._last = model.global_step + self.after + self.updates
             self._profiler = torch.profiler.profile(
@@ -44,13 +50,13 @@ class Profile(Callback):
             )
             self._profiler.start()
 
-    def on_after_step(self, model):
+    def on_after_step(self, model: TemplateModel) -> None:
         if self._profiler is not None:
             self._profiler.step()
             if model.global_step == self._last:
                 self._stop()
 
-    def on_exit(self, model):
+    def on_exit(self, model: TemplateModel) -> None:
         if self._profiler is not None:
             self._stop()
             print(f"Profile: the run ended before update {self._last}, so what was recorded is not complete.")

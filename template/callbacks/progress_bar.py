@@ -3,13 +3,19 @@
 Without a terminal, one plain line now and then on stdout, so that log files of clusters stay readable.
 """
 
+from __future__ import annotations
+
 import sys
 import time
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..hooks import Callback
 from ..output.speed import peak_gigabytes
+
+if TYPE_CHECKING:
+    from ..template import TemplateModel
 
 _PLAIN_LINE_EVERY_SECONDS = 30.0
 _REDRAWN_EVERY_SECONDS = 0.1
@@ -22,14 +28,14 @@ class ProgressBar(Callback):
         show: False shows neither bar nor lines.
     """
 
-    def __init__(self, show=True):
+    def __init__(self, show: bool = True) -> None:
         self.show = show
-        self.bar = None
-        self._tqdm = None
+        self.bar: Any = None
+        self._tqdm: Any = None
         self._start = None      # of the epoch, see output/speed.py
         self._last_shown = 0.0  # seconds, on time.perf_counter's clock
 
-    def on_train_start(self, model):
+    def on_train_start(self, model: TemplateModel) -> None:
         if not (self.show and model.is_main):
             return
         self._start, self._last_shown = model.stepper.speed.mark(), time.perf_counter()
@@ -39,11 +45,11 @@ class ProgressBar(Callback):
             self.bar = self._tqdm(total=model.updates_per_epoch(), initial=_updates_begun(model),
                                   desc=f"epoch {model.epoch}", unit="update", leave=False, dynamic_ncols=True)
 
-    def on_after_step(self, model):
+    def on_after_step(self, model: TemplateModel) -> None:
         if self.bar is not None:
             self.bar.update()
 
-    def on_log(self, model, values):
+    def on_log(self, model: TemplateModel, values: dict[str, float]) -> None:
         now = time.perf_counter()
         every = _PLAIN_LINE_EVERY_SECONDS if self.bar is None else _REDRAWN_EVERY_SECONDS
         if not (self.show and model.is_main) or now - self._last_shown < every:
@@ -68,10 +74,10 @@ class ProgressBar(Callback):
             shown["GB"] = f"{memory:.1f}"
         return shown
 
-    def on_train_end(self, model, result):
+    def on_train_end(self, model: TemplateModel, result: dict[str, float]) -> None:
         self._close()
 
-    def on_exit(self, model):
+    def on_exit(self, model: TemplateModel) -> None:
         self._close()
 
     def _close(self):
@@ -88,9 +94,9 @@ def _updates_begun(model):
 def _find_tqdm():
     """tqdm's bar class where there is something to draw on, else False: plain lines."""
     try:
-        from tqdm.auto import tqdm
+        from tqdm.auto import tqdm  # type: ignore  # optional, without types
     except ImportError:
         print("The progress bar is not shown: the package is missing. pip install tqdm")
         return False
-    in_notebook = "ipykernel" in sys.modules
-    return tqdm if in_notebook or sys.stderr.isatty() else False
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return tqdm if hasattr(shell, "kernel") or sys.stderr.isatty() else False

@@ -5,15 +5,21 @@ Training and evaluation of one quantity share one chart: ``epoch/<name>`` (x: ep
 ``weights/…``, ``grads/…``.
 """
 
+from __future__ import annotations
+
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..data.nested import first_tensor, to_device
 from ..hooks import Callback
-from ..metrics.one_forward import eval_mode
+from ..metrics.modes import eval_mode
 from ..output.speed import peak_gigabytes
+
+if TYPE_CHECKING:
+    from ..template import TemplateModel
 
 _SPEED_EVERY_SECONDS = 10.0
 
@@ -26,11 +32,11 @@ class TensorBoard(Callback):
             [B, 1 or 3, H, W]; 0 writes none.
     """
 
-    def __init__(self, images=0):
+    def __init__(self, images: int = 0) -> None:
         self.images = images
-        self._parts = {}             # "": the run's own writer, "train" and "eval": those of sub-folders
-        self._gradients_of = None    # the update whose gradients are wanted
-        self._speed_since = None     # a mark of output/speed.py
+        self._parts: dict[str, Any] = {}  # "": the run's own writer, "train" and "eval": those of sub-folders
+        self._gradients_of: int | None = None  # the update whose gradients are wanted
+        self._speed_since: Any = None  # a mark of output/speed.py
         self._images_wanted = False
         self._hparams_written = False
 
@@ -43,24 +49,24 @@ class TensorBoard(Callback):
             _void(writer, model.epoch if part else next_update)
         return self._parts[part]
 
-    def on_train_start(self, model):
+    def on_train_start(self, model: TemplateModel) -> None:
         self._gradients_of = model.global_step if model.write_params else None  # once an epoch: its first update
         if model.writer is not None:
             self._part(model)
             self._speed_since = model.stepper.speed.mark()
 
-    def on_before_step(self, model):
+    def on_before_step(self, model: TemplateModel) -> None:
         if self._gradients_of == model.global_step and model.writer is not None:
             for name, parameter in _named_parameters(model):
                 if parameter.grad is not None:
                     _add_histogram(model.writer, f"grads/{name}", parameter.grad, model.global_step)
 
-    def on_log(self, model, values):
+    def on_log(self, model: TemplateModel, values: dict[str, float]) -> None:
         if model.writer is None:
             return
         points = {f"update/{name}": value for name, value in values.items()}
         for index, optimizer in enumerate(model.optimizer_list):
-            points[f"lr/{index}"] = optimizer.param_groups[0]["lr"]
+            points[f"lr/{index}"] = float(optimizer.param_groups[0]["lr"])  # a tensor would change until it is written
         _add_scalars(model.writer, points, model.global_step)
         if time.perf_counter() - self._speed_since[0] > _SPEED_EVERY_SECONDS:
             self._write_speed(model)
@@ -74,7 +80,7 @@ class TensorBoard(Callback):
         _add_scalars(model.writer, {f"speed/{name}": value for name, value in values.items()}, model.global_step)
         self._speed_since = model.stepper.speed.mark()
 
-    def on_train_end(self, model, result):
+    def on_train_end(self, model: TemplateModel, result: dict[str, float]) -> None:
         if model.writer is None:
             return
         self._write_speed(model)
@@ -83,10 +89,10 @@ class TensorBoard(Callback):
             for name, parameter in _named_parameters(model):
                 _add_histogram(model.writer, f"weights/{name}", parameter, model.global_step)
 
-    def on_eval_start(self, model):
+    def on_eval_start(self, model: TemplateModel) -> None:
         self._images_wanted = self.images > 0
 
-    def on_eval_batch(self, model, batch):
+    def on_eval_batch(self, model: TemplateModel, batch: Any) -> None:
         if not self._images_wanted or model.writer is None:
             return
         self._images_wanted = False
@@ -96,23 +102,23 @@ class TensorBoard(Callback):
             low, high = images.min(), images.max()
             self._part(model).add_images("images", (images - low) / (high - low).clamp(min=1e-12), model.epoch)
 
-    def on_eval_result(self, model, result):
+    def on_eval_result(self, model: TemplateModel, result: dict[str, Any]) -> None:
         if model.writer is None:
             return
         points = {f"epoch/{name}": value for name, value in result.items() if isinstance(value, float)}
         _add_scalars(self._part(model, "eval"), points, model.epoch)
 
-    def on_exit(self, model):
+    def on_exit(self, model: TemplateModel) -> None:
         if self._parts:  # else nothing was written, and asking for a writer would make an empty run
             self._write_hparams(model)
         self.flush()
 
-    def flush(self):
+    def flush(self) -> None:
         """Before a checkpoint is made: what it says has happened is in the event files."""
         for writer in self._parts.values():
             writer.flush()
 
-    def write_graph(self, model, example):
+    def write_graph(self, model: TemplateModel, example: Any) -> None:
         """The graph of ``inference(example)``. Event files with graphs are large, hence only on demand."""
         if model.writer is None:
             return
@@ -168,7 +174,7 @@ def _add_histogram(writer, tag, values, step):
 
 def _void(writer, step):
     """Tell TensorBoard that the run was taken up again here: updates that are done a second time show once."""
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore  # optional, without types
 
     writer.file_writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step)
 

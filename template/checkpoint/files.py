@@ -38,7 +38,8 @@ def write(state, path):
     """Write so that ``path`` holds either the old file or the whole new one, also after a power cut.
 
     Raises:
-        TypeError: the state holds something that ``weights_only=True`` could not load again.
+        TypeError: the state is no dict, or holds something that ``weights_only=True`` could not load again.
+        ValueError: the state uses the key "shards", which is reserved, for something of its own.
         OSError: no space, no right, no folder; the old file is untouched.
     """
     with _written(state, path) as temporary:
@@ -51,8 +52,8 @@ def _written(state, path):
 
     An older file is only replaced after that, so at every instant a complete one is there.
     """
-    refuse_objects(state)
     path = Path(path)
+    _refuse_unreadable(state, path.parent)
     temporary = run_folder.temporary_name(path)
     try:
         with open(temporary, "wb") as file:
@@ -64,6 +65,17 @@ def _written(state, path):
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def _refuse_unreadable(state, folder):
+    """Refuse what ``read`` would refuse, while the state is still in memory and the old file on the disk."""
+    refuse_objects(state)
+    if not isinstance(state, dict):
+        raise TypeError(
+            f"A checkpoint is a dict; the state is a {type(state).__name__}. Write {{'a name of your own': state}} instead."
+        )
+    if "shards" in state:
+        sharded.require_parts(folder, state["shards"])
 
 
 def _save(state, file):
@@ -126,8 +138,8 @@ def read(path):
     if "shards" in state:
         try:
             sharded.verify(path.parent, state["shards"])
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be used: {error}.") from error
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"{path} cannot be used: {str(error).rstrip('.')}.") from error
     return state
 
 
@@ -242,12 +254,9 @@ def newest(folder):
 def find_state(model, name):
     """The checkpoint that ``load_state(name)`` means, as ``(path, state)``; "auto" may find none: ``(None, None)``."""
     if name != "auto":
-        path = Path(os.path.relpath(model.path_of(f"{name}.pth"))) if name in ("best", "last") else Path(name)
+        path = Path(os.path.relpath(_file_of_run(model, f"{name}.pth"))) if name in ("best", "last") else Path(name)
         return path, read(path)
-    folders = [model.path_of(".").absolute()]
-    if run_folder.is_time_stamped(model.ckpt_dir):
-        folders += [folder for folder in run_folder.runs_beside(folders[0]) if folder != folders[0]]
-    for folder in folders:
+    for folder in _folders(model):
         path, state, skipped = newest(folder)
         for message in skipped:
             print(f"skipped: {message}")
@@ -257,20 +266,37 @@ def find_state(model, name):
     return None, None
 
 
+def _folders(model):
+    """Where the run may have been before, the newest first: its own folder, and those of runs like it."""
+    here = model.path_of(".").absolute()
+    return [here, *run_folder.runs_like(Path(model.started_in, model.asked_dir), here)]
+
+
+def _file_of_run(model, name):
+    """Of the run itself, or of the one that had its folder before."""
+    own, *others = (folder / name for folder in _folders(model))
+    if own.exists() or run_folder.is_time_stamped(own.parent):
+        return own
+    return next((path for path in others if path.exists()), own)
+
+
 def continue_in(model, folder, state):
     """Move the run that just began, with what it logged, into the folder of the one whose state it took.
 
-    Only from a folder that is the default: one with a name of the user's own stays.
+    Only from a folder that is the default, or that was made because the one that was asked for held a run: one with a name
+    of the user's own stays.
     """
     folder, here = Path(folder).absolute(), model.path_of(".").absolute()
     if folder != here:
-        if not run_folder.is_time_stamped(here):
+        is_own_name = here == Path(model.started_in, model.asked_dir).absolute()
+        if not run_folder.is_time_stamped(here) and (is_own_name or folder not in _folders(model)):
             return
+        run_folder.remove_leftovers(folder)
         log = Path(model.stdout_logger.filename)
         model.stdout_logger.move(folder / log.name)
         log.unlink()
         run_folder.move_config(here, folder)
         if not any(here.iterdir()):
             here.rmdir()
-        model.ckpt_dir = os.path.relpath(folder, model.started_in)
-    model.run_name = state.get("run_name") or model.run_name
+        vars(model)["ckpt_dir"] = os.path.relpath(folder, model.started_in)  # an assignment would be refused
+    vars(model)["run_name"] = state.get("run_name") or model.run_name

@@ -36,6 +36,14 @@ def refuse_objects(value, where="state"):
         )
 
 
+def bytes_of(value):
+    """What the tensors in nested plain data take."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, LISTS) else ()
+    return sum(map(bytes_of, parts))
+
+
 class HostCopy:
     """Copies of plain data whose tensors lie in host memory; the memory is kept and filled again.
 

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from .plain_data import HostCopy, refuse_objects
 
 _REMIND_EVERY_SECONDS = 60.0
-_SAVERS = weakref.WeakSet()  # of this process
+_SAVERS: weakref.WeakSet["Saver"] = weakref.WeakSet()  # of this process
 
 
 class SaveError(OSError):

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 _NAME = re.compile(r"shards-\d+-\d+")
+_KEYS = {"folder", "crc", "param_groups", "other_state", "groups"}  # what loading needs
 
 
 def write(trainer, folder):
@@ -109,21 +110,55 @@ def _together(trainer):
     return nn.ModuleList(trainer.model_list)
 
 
+def require_parts(folder, shards):
+    """Raise unless ``shards`` is what ``write`` returned and the parts that it names lie in ``folder``.
+
+    Raises:
+        ValueError: it is something else, or names files outside of its folder.
+        FileNotFoundError: a part is missing.
+    """
+    if not _names_parts(shards):
+        raise ValueError(
+            "The key 'shards' of a checkpoint is reserved: it names the parts of the weights that each rank wrote, as "
+            f"{{'folder': 'shards-<update>-<time>', 'crc': {{<file>: <checksum>}}, …}}; it is {_shortened(shards)}. Store "
+            "data of your own under another key."
+        )
+    for name in shards["crc"]:
+        path = Path(folder) / shards["folder"] / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing")
+
+
+def _names_parts(shards):
+    """Whether it has the form of what ``write`` returns; its folder and files are plain names."""
+    if not isinstance(shards, dict) or not _KEYS <= shards.keys():
+        return False
+    folder, crc = shards["folder"], shards["crc"]
+    return (isinstance(folder, str) and bool(_NAME.fullmatch(folder)) and isinstance(crc, dict) and ".metadata" in crc
+            and all(isinstance(name, str) and Path(name).name == name for name in crc))
+
+
+def _shortened(value):
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 def verify(folder, shards):
-    """Raise a ValueError unless the parts that a state in ``folder`` names are there and whole."""
+    """Raise unless the parts that a state in ``folder`` names are there and whole.
+
+    Raises:
+        ValueError, OSError: what is wrong.
+    """
+    require_parts(folder, shards)
     shards["in"] = str(folder)
     path = _folder(shards)
     for name, crc in shards["crc"].items():
-        if not (path / name).is_file():
-            raise ValueError(f"{path / name} is missing")
         if _read_checksum(path / name) != crc:
             raise ValueError(f"the checksum of {path / name} is wrong")
     _refuse_objects(path / ".metadata")
 
 
 def _folder(shards):
-    if not _NAME.fullmatch(shards["folder"]) or any(Path(name).name != name for name in shards["crc"]):
-        raise ValueError(f"it names parts outside of its folder: {shards['folder']!r}")
     return Path(shards["in"]) / shards["folder"]
 
 
@@ -283,7 +318,8 @@ def remove_unnamed(folder):
         states = [torch.load(path, map_location="cpu", weights_only=True, mmap=True) for path in Path(folder).glob("*.pth")]
     except (RuntimeError, OSError, pickle.UnpicklingError, EOFError):
         return
-    named = {state["shards"]["folder"] for state in states if isinstance(state, dict) and "shards" in state}
+    found = [state.get("shards") for state in states if isinstance(state, dict)]
+    named = {shards["folder"] for shards in found if _names_parts(shards)}  # the user's own files may hold anything there
     for path in parts:
         if path.name not in named:
             shutil.rmtree(path, ignore_errors=True)

@@ -8,6 +8,7 @@ Keys of the 2021 format (``model{i}``, ``optimizer_list{i}``, ``global_step``, `
 """
 
 import re
+from typing import Any
 
 import torch
 
@@ -42,6 +43,7 @@ def collect(model, optim=True, divided=False):
         state |= {
             "epochs_done": model.epochs_done,
             "batch": model.batches_done,
+            "position": model.train_batches.position(_epoch_of(model), model.batches_done),
             "should_stop": model.should_stop,
             "losses": model.running_losses.state_dict(),
             "schedule": model.lr_schedule.state_dict(),
@@ -90,6 +92,21 @@ def apply(model, state, optim=True, strict=True):
         raise
 
 
+def apply_weights(model, state):
+    """The weights of a state alone; counters, optimizers and everything else stay.
+
+    Raises:
+        ValueError: they do not fit. Nothing was changed.
+    """
+    modules = _modules(model)
+    weights, _, _ = _fitting_weights(modules, state, strict=True)
+    if model.is_sharded:
+        sharded.load_plain(model, {name: own for name, own in zip(modules, weights) if name != "criterion"})
+    for (name, part), own in zip(modules.items(), weights):
+        if name == "criterion" or not model.is_sharded:
+            part.load_state_dict(own, strict=False)
+
+
 def _apply(model, modules, weights, state, afresh):
     """What fits is put in; ``afresh`` is ``{index of an optimizer: why it is left out}``, or None for weights alone."""
     for part, own in zip(modules.values(), weights):
@@ -127,6 +144,8 @@ def _apply_counters(model, state):
     model.key_metric = model.key_metric or state.get("key_metric")
     model.epochs_done = state.get("epochs_done", model.epoch)
     model.batches_done = 0
+    if model.train_batches is not None:
+        model.train_batches.go_on(None, 0, 0)
     model.running_losses.reset()
 
 
@@ -138,10 +157,11 @@ def _apply_training_state(model, state, afresh, with_optimizers=True):
         model.lr_schedule.fast_forward(model.epochs_done, model.global_step)
     for i, optimizer in enumerate(model.optimizer_list):
         if i not in afresh and with_optimizers:
-            optimizer.load_state_dict(state[f"optimizer_list{i}"])
+            _load_optimizer(optimizer, state[f"optimizer_list{i}"])
     if "stepper" in state:
-        model.batches_done = state["batch"]
-        model.train_batches.load_state_dict(state.get("loader"), state["batch"])
+        model.batches_done, changed = model.train_batches.go_on(state.get("position"), _epoch_of(model), state["batch"])
+        notes += changed
+        model.train_batches.load_state_dict(state.get("loader"), model.batches_done)
         model.should_stop = state["should_stop"]
         model.running_losses.load_state_dict(state["losses"])
         model.stepper.load_state_dict(state["stepper"])
@@ -154,6 +174,23 @@ def _apply_training_state(model, state, afresh, with_optimizers=True):
         notes += [f"the state of callback {name} is not used: there is no such callback now" for name in saved]
         _restore_rng(model, state)
     return notes
+
+
+def _epoch_of(model):
+    """Number of the epoch that ``batches_done`` counts in."""
+    return max(model.epoch, model.epochs_done + 1)
+
+
+def _load_optimizer(optimizer, state):
+    """A rate that is a tensor stays that tensor, where it is: compiled steps and graphs hold it. torch would put the file's
+    in its place, which is on the CPU."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, rate in zip(optimizer.param_groups, rates):
+        if isinstance(rate, torch.Tensor):
+            group["lr"] = rate.fill_(group["lr"])
+        elif isinstance(group["lr"], torch.Tensor):
+            group["lr"] = float(group["lr"])
 
 
 def _restore_rng(model, state):
@@ -175,7 +212,7 @@ def _with_state(callbacks):
             yield (name if seen[name] == 1 else f"{name}#{seen[name]}"), callback
 
 
-def _modules(model):
+def _modules(model) -> dict[str, Any]:
     """``{key in the state: module}``: the models, and a criterion that has weights of its own."""
     modules = {f"model{i}": unwrap(part) for i, part in enumerate(model.model_list)}
     if isinstance(model.criterion, torch.nn.Module) and model.criterion.state_dict():
@@ -269,7 +306,7 @@ def require_finite(state, names):
                 )
 
 
-def unwrap(model):
+def unwrap(model: Any) -> Any:
     """The user's own module inside DataParallel, DDP or ``torch.compile``."""
     while hasattr(model, "_orig_mod") or isinstance(
             model, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):

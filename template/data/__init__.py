@@ -2,6 +2,7 @@
 
 - ``loaders.py``: how is any loader read in an order that depends on (seed, epoch) alone, starting at any batch?
 - ``in_memory.py``: how is data that fits in memory read by slicing? ``TensorLoader``.
+- ``position.py``: where in an epoch does a run go on, also when its loader has changed?
 - ``shares.py``: which batches does each of several processes get?
 - ``nested.py``: how does a nested batch reach the device, and what is in it?
 - ``seeding.py``: where do random numbers come from, and how are they put back?

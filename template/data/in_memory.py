@@ -6,6 +6,11 @@
 A ``DataLoader`` over a ``TensorDataset`` is read in the same way, unasked: see ``loaders.py``.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Subset, TensorDataset, default_collate
 
@@ -30,7 +35,8 @@ class TensorLoader:
         ValueError: no tensors, different lengths, or a batch size below 1.
     """
 
-    def __init__(self, *tensors, batch_size, shuffle=False, drop_last=False, transform=None, device=None):
+    def __init__(self, *tensors: torch.Tensor, batch_size: int, shuffle: bool = False, drop_last: bool = False,
+                 transform: Callable[..., Any] | None = None, device: str | torch.device | None = None) -> None:
         lengths = [len(tensor) for tensor in tensors]
         if len(set(lengths)) != 1:
             raise ValueError(f"TensorLoader needs tensors of one length, got lengths {lengths}.")
@@ -44,7 +50,7 @@ class TensorLoader:
         self.device = device
 
     @classmethod
-    def from_dataset(cls, dataset, num_workers=0, **options):
+    def from_dataset(cls, dataset: Any, num_workers: int = 0, **options: Any) -> TensorLoader:
         """Read every sample of a map-style dataset once, with a progress bar; random augmentation belongs in ``transform``.
 
         Args:
@@ -57,32 +63,32 @@ class TensorLoader:
         """
         return cls(*_read_whole(dataset, num_workers), **options)
 
-    def place(self, device):
+    def place(self, device: torch.device) -> None:
         """Move the tensors to a GPU unless they are too large; the trainer calls it."""
         size = sum(tensor.nbytes for tensor in self.tensors if tensor.device.type == "cpu")
         if self.device is None and device.type == "cuda" and size:
             if size <= _SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0]:
                 self.tensors = tuple(tensor.to(device) for tensor in self.tensors)
 
-    def __len__(self):
+    def __len__(self) -> int:
         full, rest = divmod(len(self.tensors[0]), self.batch_size)
         return full + bool(rest and not self.drop_last)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         """On its own, outside a trainer: an order from torch's global generator, as a ``DataLoader`` would."""
         return self.epoch(int(torch.randint(1 << 62, ())), 0)
 
-    def epoch(self, seed, epoch, start=0):
+    def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Any]:
         """Batches of one epoch from batch ``start`` on."""
         return self.read(seed, epoch, list(enumerate(self.bounds()))[start:])
 
-    def bounds(self):
-        """Where in an epoch's order each batch lies, as ranges."""
+    def bounds(self, first: int = 0) -> list[range]:
+        """Where in an epoch's order each batch lies, as ranges; those before the sample ``first`` are not dealt."""
         count = len(self.tensors[0])
-        starts = range(0, len(self) * self.batch_size, self.batch_size)
+        starts = range(first, count - self.batch_size + 1 if self.drop_last else count, self.batch_size)
         return [range(start, min(start + self.batch_size, count)) for start in starts]
 
-    def read(self, seed, epoch, numbered):
+    def read(self, seed: int, epoch: int, numbered: Iterable[tuple[int, range]]) -> Iterator[Any]:
         """Some batches of one epoch.
 
         Args:
@@ -104,7 +110,7 @@ class TensorLoader:
                     batch = self.transform(*batch)
             yield batch
 
-    def _order(self, seed, epoch):
+    def _order(self, seed, epoch) -> Any:
         """Permuted on the CPU, so that every device gives the same order."""
         if not self.shuffle:
             return None
@@ -150,7 +156,7 @@ def _of_one_shape(got):
 def _with_bar(loader, num_samples):
     """A bar on stderr where that is a terminal and tqdm is there."""
     try:
-        from tqdm.auto import tqdm
+        from tqdm.auto import tqdm  # type: ignore  # optional, without types
     except ImportError:
         return loader
     return tqdm(loader, desc=f"reading {num_samples:,} samples", unit="batch", leave=False, disable=None)
@@ -166,7 +172,7 @@ def can_be_sliced(loader):
     return is_default and tensors_behind(loader.dataset) is not None
 
 
-def tensors_behind(dataset):
+def tensors_behind(dataset) -> Any:
     """The tensors of a ``TensorDataset`` or a ``Subset`` of one; None where slices would not be what collating gives."""
     while type(dataset) is Subset:
         dataset = dataset.dataset
@@ -192,17 +198,21 @@ def slices(loader, order, pin=False):
         yield [part.pin_memory() for part in batch] if pin else batch
 
 
-def order_of(loader):
-    """Run the sampler: ``[indices of a batch [B], …]`` into the tensors behind the dataset."""
+def places_of(loader, first=0):
+    """Run the sampler: ``[indices of a batch [B], …]`` into the tensors behind the dataset.
+
+    Args:
+        first: as many samples are left out before the first batch; only where batches are dealt one after another.
+    """
     sampler = loader.batch_sampler
     if type(sampler) is BatchSampler:  # all indices at once: a list per batch costs ten times as much
         order_N = _places(loader.dataset, torch.tensor(list(sampler.sampler), dtype=torch.int64))
-        batches = order_N.split(sampler.batch_size)
+        batches = order_N[first:].split(sampler.batch_size) if first < len(order_N) else ()
         return batches[:-1] if sampler.drop_last and batches and len(batches[-1]) < sampler.batch_size else batches
     return [_places(loader.dataset, torch.tensor(list(indices), dtype=torch.int64)) for indices in sampler]
 
 
-def _places(dataset, indices_N):
+def _places(dataset: Any, indices_N):
     """What indices into a dataset are in the tensors behind it; negative ones count from the end."""
     while True:
         indices_N = torch.where(indices_N < 0, indices_N + len(dataset), indices_N)

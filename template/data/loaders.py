@@ -20,10 +20,11 @@ from contextlib import contextmanager
 from copy import copy
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, default_collate, get_worker_info
 
-from .in_memory import TensorLoader, can_be_sliced, order_of, slices, tensors_behind
-from .nested import pinned, to_device
+from .in_memory import TensorLoader, can_be_sliced, places_of, slices, tensors_behind
+from .nested import Fresh, copied, is_on, loader_length, pinned, to_device
+from .position import batches_of, go_on, order_of
 from .seeding import ORDER, derive, own_generators, reseed, sample_rng
 from .shares import WHOLE, Uneven
 
@@ -51,13 +52,41 @@ def make_batches(loader, seed, device, slice_tensors=True, share=WHOLE):
     return _ReplayedBatches(loader, seed, device, share)
 
 
+def batch_sizes(loader, num_ranks=1):
+    """``(how many samples a batch of a loader may have, whether these are all)``, as far as the loader itself tells.
+
+    Args:
+        loader: as for ``make_batches``, or None.
+        num_ranks: the last batches are divided among so many processes.
+    """
+    if loader is None:
+        return set(), True
+    if isinstance(loader, dict):
+        parts = [batch_sizes(part, num_ranks) for part in loader.values()]
+        return set().union(*(sizes for sizes, _ in parts)), all(are_all for _, are_all in parts)
+    size, count = getattr(loader, "batch_size", None), None
+    if not isinstance(size, int) or size < 1:
+        return set(), False
+    if isinstance(loader, TensorLoader):
+        count = len(loader.tensors[0])
+    elif isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+        count = loader_length(loader.sampler)
+    if count is None:
+        return {size}, False
+    count -= count % size if loader.drop_last else 0
+    found, in_last_round = {size, count % size or size}, count % (size * num_ranks)
+    return found | {in_last_round // num_ranks, -(-in_last_round // num_ranks)} - {0}, True
+
+
 class _Batches:
     """What the wrappers of all kinds of loaders share."""
 
-    place = None  # the device where ``read`` leaves the batches, if that is known
+    place = None       # the device where ``read`` leaves the batches, if that is known
+    may_reuse = False  # somebody's own code makes the batches, and may fill the same memory again
 
     def __init__(self, loader, seed, device, share):
         self.loader, self.seed, self.share = loader, seed, share
+        self.begun = None  # (epoch, batch, samples) where a run goes on at a place that is no multiple of the batch size
         self.marks = []  # of the epoch's batches: None, or is_spare of ``Uneven``
         self.device = torch.empty(0, device=device).device  # "cuda" with its number
         has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
@@ -68,14 +97,18 @@ class _Batches:
 
     def epoch(self, epoch, start=0):
         """Batches of an epoch from batch ``start`` on, on the device."""
+        if self.begun and self.begun[0] != epoch:  # a loop that counts its epochs itself may have another number
+            self.begun = (epoch, *self.begun[1:]) if 0 < start == self.begun[1] else None
         batches = self.read(epoch, start)
         if not (self.place == self.device or self.is_only_place):
-            batches = copied_ahead(batches, self.device)
-        return map(_marked, batches, self.marks) if self.share.size > 1 and self.marks else batches
+            batches = copied_ahead(batches, self.device, self.may_reuse)
+        batches = map(_marked, batches, self.marks) if self.share.size > 1 and self.marks else batches
+        return batches if self.may_reuse else Fresh(batches)
 
     def own(self, batches, start):
-        """``[(number, indices), …]`` of this process's share; its marks are kept for ``epoch``."""
-        found = self.share.of(batches[start:], start)
+        """``[(number, indices), …]`` of this process's share of the batches from ``start`` on; its marks are kept for
+        ``epoch``."""
+        found = self.share.of(batches, start)
         self.marks = [is_spare for _, _, is_spare in found]
         return [(number, indices) for number, indices, _ in found]
 
@@ -91,8 +124,47 @@ class _Batches:
         """The order follows this one from the next epoch on."""
         self.seed = seed
 
+    def position(self, epoch, start):
+        """Where the batch ``start`` of an epoch is, as plain data that is the same for any number of processes."""
+        order = order_of(self.loader)
+        count, samples = order["samples"], self.samples_before(epoch, start)
+        if count is not None and samples is None:
+            samples = start * (order["batch_size"] or 1)
+        return {"order": order, "batch": start, "samples": None if count is None else min(samples, count)}
+
+    def go_on(self, position, epoch, start):
+        """Go on in an epoch of which ``start`` batches were done, perhaps of a loader that was another one.
+
+        Args:
+            position: of the checkpoint; None: it has none, and its batches count.
+
+        Returns:
+            The number of batches that are done of this loader's epoch, and what has changed since and what it means.
+        """
+        self.begun = None
+        if not position or not (start or position.get("samples")):
+            return start, []
+        if "order" not in position:
+            return start, [f"train_loader a dict of loaders -> {type(self.loader).__name__}: {_AT_THIS_BATCH}"]
+        order = order_of(self.loader)
+        batch, samples, notes = go_on(position, start, order)
+        if samples is not None:
+            if notes:  # rounds of all processes, so that as many are left as there will be
+                rounds = self.share.rounds
+                batch = (rounds(order["batches"]) - rounds(batches_of(order["samples"] - samples, order))) * self.share.size
+            if samples != min(batch * (order["batch_size"] or 1), order["samples"]):
+                self.begun = epoch, batch, samples
+        return batch, notes
+
+    def samples_before(self, epoch, start):
+        """How many samples of an epoch come before the batch ``start``, where that is not ``start`` times the batch size."""
+        if self.begun is None or self.begun[0] != epoch or start < self.begun[1]:
+            return None
+        _, batch, samples = self.begun
+        return samples + (start - batch) * (order_of(self.loader)["batch_size"] or 1)
+
     def state_dict(self):
-        """Position and whatever else of the loader is no function of (seed, epoch, batch)."""
+        """Whatever of the loader is no function of (seed, epoch, batch)."""
         return {}
 
     def load_state_dict(self, state, start):
@@ -116,9 +188,10 @@ class _ReplayedBatches(_Batches):
 
     def __init__(self, loader, seed, device, share):
         super().__init__(loader, seed, device, share)
+        self.may_reuse = not (isinstance(loader, (list, tuple)) or _makes_new_batches(loader))
         self.has_state = all(callable(getattr(loader, name, None)) for name in ("state_dict", "load_state_dict"))
         self.is_placed = False  # the loader itself goes on at the right batch
-        self.position = 0       # the next batch of the epoch
+        self.reached = 0       # the next batch of the epoch
 
     def state_dict(self):
         return {"loader": self.loader.state_dict()} if self.has_state else {}
@@ -126,10 +199,16 @@ class _ReplayedBatches(_Batches):
     def load_state_dict(self, state, start):
         if self.has_state and state:
             self.loader.load_state_dict(state["loader"])
-            self.is_placed, self.position = True, start
+            self.is_placed, self.reached = True, start
+
+    def go_on(self, position, epoch, start):
+        batch, notes = super().go_on(position, epoch, start)
+        if self.has_state:  # which says where it is
+            return start, [note.split(": ")[0] + ": the loader goes on as its own state says" for note in notes]
+        return batch, notes
 
     def is_at(self, start):
-        return not self.has_state or self.position == start
+        return not self.has_state or self.reached == start
 
     def notes(self):
         loader = self.loader
@@ -149,11 +228,12 @@ class _ReplayedBatches(_Batches):
     def epoch(self, epoch, start=0):
         if not self.has_state:
             return super().epoch(epoch, start)
-        return (to_device(batch, self.device) for batch in self.read(epoch, start))  # never ahead of its state
+        batches = (to_device(batch, self.device) for batch in self.read(epoch, start))  # never ahead of its state
+        return batches if self.may_reuse else Fresh(batches)
 
     def read(self, epoch, start=0):
         first, self.is_placed = (start if self.is_placed else 0), False
-        self.position = start
+        self.reached = start
         for part in (self.loader, getattr(self.loader, "dataset", None)):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
@@ -172,16 +252,23 @@ class _ReplayedBatches(_Batches):
                     batch = next(iterator)
                 except StopIteration:
                     return
-            self.position = number + 1
+            self.reached = number + 1
             if number >= start:
                 yield batch
 
     def _shared(self, batches):
-        """Every process reads all of them, and gives its own."""
-        while group := list(itertools.islice(batches, self.share.size)):
-            is_spare = self.share.rank >= len(group)
+        """Every process reads all of them, and gives its own; reading on may overwrite it."""
+        rank, size = self.share.rank, self.share.size
+        while True:
+            count, own, batch = 0, None, None
+            for count, batch in enumerate(itertools.islice(batches, size), 1):
+                if count == rank + 1:
+                    own = copied(batch) if self.may_reuse and count < size else batch
+            if not count:
+                return
+            is_spare = rank >= count
             if not is_spare or self.share.with_spares:
-                yield Uneven(group[0 if is_spare else self.share.rank], is_spare)
+                yield Uneven(batch if is_spare else own, is_spare)
 
     def _parts(self):
         """What may hold generators; a ``DataLoader`` itself changes while it is read."""
@@ -194,13 +281,15 @@ class _MapBatches(_Batches):
 
     def __init__(self, loader, seed, device, share):
         super().__init__(loader, seed, device, share)
+        self.may_reuse = not _makes_new_batches(loader)
         self.indices = []  # of the epoch's remaining batches; what the copy below iterates over
         self.dataset = _SeededDataset(loader.dataset, loader.collate_fn, batched=loader.batch_sampler is not None)
         self.pins = loader.pin_memory and torch.cuda.is_available()
         self.copy = None
 
     def read(self, epoch, start=0):
-        tagged = [(derive(self.seed, epoch, number), indices) for number, indices in self.own(self._lists(epoch), start)]
+        own = self.own(self._lists(epoch, start, self.samples_before(epoch, start)), start)
+        tagged = [(derive(self.seed, epoch, number), indices) for number, indices in own]
         self.dataset.generators = own_generators([self.loader.dataset, self.loader.collate_fn])
         if self.loader.num_workers == 0 and not self.pins:
             return map(self.dataset.__getitem__, tagged)  # what the loader's copy would do, 20 us a batch faster
@@ -226,11 +315,21 @@ class _MapBatches(_Batches):
             notes.append("with in_order=False batches come as the workers finish them; set in_order=True.")
         return notes
 
-    def _lists(self, epoch):
-        """The index lists of an epoch's batches, those of all processes."""
+    def _lists(self, epoch, start=0, samples=None):
+        """The index lists of an epoch's batches from ``start`` on, those of all processes.
+
+        Args:
+            samples: those before the batch ``start``; None: what the batches before it hold.
+        """
         with self._seeded_sampler(epoch) as sampler:
             own = type(sampler) is not BatchSampler  # such a one may fill one list again and again
-            return [copy(indices) if own else indices for indices in sampler]
+            if samples is None:
+                return [copy(indices) if own else indices for indices in sampler][start:]
+            if self.loader.batch_sampler is None:
+                return list(sampler)[samples:]
+            order, size = list(sampler.sampler), sampler.batch_size
+            starts = range(samples, len(order) - (size - 1 if sampler.drop_last else 0), size)
+            return [order[start:start + size] for start in starts]
 
     @contextmanager
     def _seeded_sampler(self, epoch):
@@ -264,9 +363,11 @@ class _SlicedBatches(_MapBatches):
         return tensors_behind(self.loader.dataset)[0].device
 
     def read(self, epoch, start=0):
+        samples = self.samples_before(epoch, start)
         with self._seeded_sampler(epoch):
-            order = order_of(self.loader)
-        return slices(self.loader, [indices_B for _, indices_B in self.own(order, start)], self.pins)
+            order = places_of(self.loader, samples or 0)
+        own = self.own(order[start:] if samples is None else order, start)
+        return slices(self.loader, [indices_B for _, indices_B in own], self.pins)
 
 
 class _WorkerInit:
@@ -285,6 +386,13 @@ class _WorkerInit:
 
 def _unchanged(batch):
     return batch
+
+
+def _makes_new_batches(loader):
+    """Whether every batch of a loader is new memory: collated by default, or brought by a worker."""
+    if not isinstance(loader, DataLoader) or type(loader).__iter__ is not DataLoader.__iter__:
+        return False
+    return loader.num_workers > 0 or loader.batch_sampler is not None and loader.collate_fn is default_collate
 
 
 def _equal(one, other):
@@ -329,35 +437,89 @@ class _SeededDataset:
         return len(self.dataset)
 
 
+def _of_round(epoch, number):
+    """In the place of an epoch's number where a loader of several starts over."""
+    return derive(epoch, number) if number else epoch
+
+
 class JointBatches:
     """One batch of each loader per step, ``{name: batch}``; a shorter loader starts over in another order."""
 
     def __init__(self, parts, share):
         self.parts = parts
         self.share = share
-        self.position = 0
+        self.reached = 0   # the batch that is read next
+        self.begun = None  # (epoch, step, {name: (round, batch in it, steps left in it)}) where a run goes on
+        self.may_reuse = any(part.may_reuse for part in parts.values())
 
     def __len__(self):
         return max(len(part) for part in self.parts.values())
 
     def epoch(self, epoch, start=0):
-        step, self.position = start // self.share.size, start
-        rounds = {name: self._endless(part, epoch, step) for name, part in self.parts.items()}
-        longest = [name for name, part in self.parts.items() if len(part) == len(self)]
+        batches = self._joined(epoch, start)
+        return batches if self.may_reuse else Fresh(batches)
+
+    def _joined(self, epoch, start):
+        if self.begun and self.begun[0] != epoch:
+            self.begun = (epoch, *self.begun[1:]) if 0 < start == self.begun[1] * self.share.size else None
+        step, self.reached = start // self.share.size, start
+        places = {name: self._place(name, epoch, step) for name in self.parts}
+        rounds = {name: self._endless(part, epoch, *places[name][:2]) for name, part in self.parts.items()}
+        is_one_loader = self.may_reuse and len({id(part.loader) for part in self.parts.values()}) < len(self.parts)
+        own = copied if is_one_loader else _unchanged
+        longest = [name for name, (number, _, left) in places.items() if number == 0 and left == len(self) - step]
         for _ in range(step, len(self)):
-            self.position += self.share.size
-            batch = {name: next(batches) for name, batches in rounds.items()}
+            self.reached += self.share.size
+            batch = {name: own(next(batches)) for name, batches in rounds.items()}
             uneven = {name: part.is_spare for name, part in batch.items() if type(part) is Uneven}
             if uneven:  # a spare of a shorter loader, which starts over anyway, must not cost a longer one its samples
                 batch = {name: part.batch if name in uneven else part for name, part in batch.items()}
             yield Uneven(batch, all(uneven.get(name) for name in longest)) if uneven else batch
 
     @staticmethod
-    def _endless(part, epoch, step):
-        first_round, step = divmod(step, len(part))
+    def _endless(part, epoch, first_round, start):
         for number in itertools.count(first_round):
-            yield from part.epoch(derive(epoch, number) if number else epoch, step * part.share.size)
-            step = 0
+            yield from part.epoch(_of_round(epoch, number), start)
+            start = 0
+
+    def _place(self, name, epoch, step):
+        """``(round, batch in it, steps left in it)`` of a part, where the epoch is at ``step``."""
+        length, size = len(self.parts[name]), self.share.size
+        number, start, left = 0, 0, length
+        if self.begun and self.begun[0] == epoch and step >= self.begun[1]:
+            (number, start, left), step = self.begun[2][name], step - self.begun[1]
+        if step >= left:
+            more, step = divmod(step - left, length)
+            number, start, left = number + 1 + more, 0, length
+        return number, start + step * size, left - step
+
+    def position(self, epoch, start):
+        """Where each part is, see ``_Batches.position``."""
+        parts = {}
+        for name, part in self.parts.items():
+            number, batch, _ = self._place(name, epoch, start // self.share.size)
+            parts[name] = {"round": number, **part.position(_of_round(epoch, number), batch)}
+        return {"parts": parts}
+
+    def go_on(self, position, epoch, start):
+        """Go on with every part where it was, until the longest one is through; see ``_Batches.go_on``."""
+        self.begun = None
+        if not position or not (start or any(part["samples"] for part in position.get("parts", {}).values())):
+            return start, []
+        if "parts" not in position:
+            return start, [f"train_loader {position['order']['train_loader']} -> a dict of loaders: {_AT_THIS_BATCH}"]
+        places, notes, size = {}, [], self.share.size
+        for name, part in self.parts.items():
+            saved = position["parts"].get(name, {"round": 0, "batch": 0})
+            batch, told = part.go_on(saved, _of_round(epoch, saved["round"]), saved["batch"])
+            left = self.share.rounds(max(len(part.loader) - batch, 0))
+            places[name] = (saved["round"], batch, left) if left else (saved["round"] + 1, 0, len(part))
+            notes += [f"{name}: {note}" for note in told]
+        if position["parts"].keys() != self.parts.keys():
+            notes.append(f"loaders {list(position['parts'])} -> {list(self.parts)}: a new one begins at its first batch")
+        step = len(self) - max((left for number, _, left in places.values() if number == 0), default=0)
+        self.begun = epoch, step, places
+        return step * size, notes
 
     def first(self):
         return {name: part.first() for name, part in self.parts.items()}
@@ -366,14 +528,14 @@ class JointBatches:
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state, start):
-        step = start // self.share.size
+        step, epoch = start // self.share.size, self.begun and self.begun[0]
         if 0 < step < len(self):  # at the start of an epoch all begin anew
             for name, part in self.parts.items():
-                part.load_state_dict((state or {}).get(name), step % len(part) * self.share.size)
-            self.position = start
+                part.load_state_dict((state or {}).get(name), self._place(name, epoch, step)[1])
+            self.reached = start
 
     def is_at(self, start):
-        return self.position == start or all(part.is_at(None) for part in self.parts.values())
+        return self.reached == start or all(part.is_at(None) for part in self.parts.values())
 
     def set_seed(self, seed):
         for part in self.parts.values():
@@ -388,34 +550,61 @@ class _TensorBatches(_Batches):
         super().__init__(loader, seed, device, share)
         loader.place(self.device)
         self.place = loader.tensors[0].device
+        self.may_reuse = loader.transform is not None
 
     def read(self, epoch, start=0):
-        batches = self.loader.read(self.seed, epoch, self.own(self.loader.bounds(), start))
+        samples = self.samples_before(epoch, start)
+        bounds = self.loader.bounds()[start:] if samples is None else self.loader.bounds(samples)
+        batches = self.loader.read(self.seed, epoch, self.own(bounds, start))
         return map(pinned, batches) if self.device.type == "cuda" != self.place.type else batches
+
+
+_AT_THIS_BATCH = "the epoch goes on at the same number of batches, of other samples"
 
 
 def _marked(batch, is_spare):
     return batch if is_spare is None else Uneven(batch, is_spare)
 
 
-def copied_ahead(batches, device):
-    """Batches on ``device``. A GPU copies the next one on a stream of its own while it computes with this one."""
+def copied_ahead(batches, device, may_reuse=False):
+    """Batches on ``device``. A GPU copies the next one on a stream of its own while it computes with this one.
+
+    Args:
+        may_reuse: reading the next batch may overwrite this one, where it is on the device already.
+    """
     if device.type != "cuda":
         for batch in batches:
             yield to_device(batch, device)
         return
-    stream, waiting = torch.cuda.Stream(device), None
-    for batch in batches:
+    stream = torch.cuda.Stream(device)
+
+    def begin(batch):
         stream.wait_stream(torch.cuda.current_stream(device))  # it is done with the memory that this copy may get
         with torch.cuda.stream(stream):
-            copied = to_device(batch, device), stream.record_event()
+            return to_device(batch, device), stream.record_event()
+
+    def finish(batch, copied):
+        torch.cuda.current_stream().wait_event(copied)
+        return batch
+
+    yield from one_ahead(batches, begin, finish, may_reuse and (lambda batch: is_on(batch, device)))
+
+
+def one_ahead(batches, begin, finish, needs_no_copy):
+    """``finish(*begin(batch))`` of each batch, begun one batch before it is asked for.
+
+    Args:
+        needs_no_copy: function of a batch: nothing is begun, so it must be handed over before the next one is read; False
+            where that cannot hurt.
+    """
+    waiting = None
+    for batch in batches:
+        begun = begin(batch)
         if waiting is not None:
-            yield _handed_over(*waiting)
-        waiting = copied
+            yield finish(*waiting)
+        waiting = begun
+        if needs_no_copy and needs_no_copy(batch):
+            yield finish(*waiting)
+            waiting = None
     if waiting is not None:
-        yield _handed_over(*waiting)
-
-
-def _handed_over(batch, copied):
-    torch.cuda.current_stream().wait_event(copied)
-    return batch
+        yield finish(*waiting)

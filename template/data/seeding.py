@@ -9,10 +9,14 @@ The order of data comes from (seed, epoch), the augmentation of a batch from (se
 the global generators, so evaluating more often or restarting changes no number of the training.
 """
 
+from __future__ import annotations
+
 import os
 import random
 from collections import deque
+from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +25,7 @@ ORDER = -1  # in the place of a batch number: the key of an epoch's order
 _MASK = (1 << 64) - 1
 
 
-def derive(seed, *key):
+def derive(seed: int, *key: int) -> int:
     """Mix integers into one well-spread 63-bit seed; neighbouring keys give unrelated ones. About 1 us.
 
     Source: the finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
@@ -36,13 +40,14 @@ def derive(seed, *key):
     return state >> 1
 
 
-def draw_seed():
+def draw_seed() -> int:
     """A fresh seed from the operating system, in ``[0, 2**31)``: short enough to be typed again."""
     return int.from_bytes(os.urandom(4), "little") >> 1
 
 
-def seed_everything(seed=None, deterministic=False, rank=0):
-    """Seed every generator and return the seed, drawing one when it is None.
+def seed_everything(seed: int | None = None, deterministic: bool = False, rank: int = 0) -> int:
+    """Seed every generator and return the seed, drawing one when it is None. Call it before you build the models: the next
+    trainer without a seed of its own takes this one, and weights, data order and augmentation all come from it.
 
     Args:
         seed: integer in ``[0, 2**63)``, or None.
@@ -60,7 +65,23 @@ def seed_everything(seed=None, deterministic=False, rank=0):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when its first handle is made
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+    _asked_for[:] = [seed]
     return seed
+
+
+_asked_for: list[int] = []  # the seed of the last ``seed_everything``, until a trainer took it
+
+
+def seed_of_run(seed: int | None) -> tuple[int, bool]:
+    """The seed that a trainer gets, and whether what was drawn until now came from it.
+
+    Args:
+        seed: what was set; None: that of ``seed_everything``, which counts for one trainer, else a new one.
+    """
+    if seed is None:
+        seed = _asked_for[0] if _asked_for else draw_seed()
+    _asked_for.clear()
+    return seed, torch.initial_seed() == seed
 
 
 class sample_rng:
@@ -136,9 +157,9 @@ def reseed(generators, seed):
             generator.seed(own_seed & 0xFFFFFFFF)
 
 
-def capture_rng():
+def capture_rng() -> dict[str, Any]:
     """The state of every global generator as plain data: loads under ``weights_only=True``."""
-    numpy_state = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
     python_state = random.getstate()
     return {
         "torch": torch.get_rng_state(),
@@ -165,3 +186,18 @@ def restore_rng(state):
     np.random.set_state(("MT19937", state["numpy"]["keys"].numpy().astype(np.uint32), position, has_gauss, cached))
     python_state = state["python"]
     random.setstate((python_state["version"], tuple(python_state["internal"].tolist()), python_state["gauss_next"]))
+
+
+@contextmanager
+def rng_kept():
+    """Around whatever looks at the training from outside: all global generators go on as if it had not happened."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        for index, state in enumerate(cuda):
+            torch.cuda.set_rng_state(state, index)

@@ -5,7 +5,8 @@
         return {
             "acc": confusion.accuracy(),
             "f1": confusion.f1("macro"),             # from the epoch's counts, not a mean of batch values
-            "auc": Stored(roc_auc_score).update(pred, y),
+            "kappa": Stored(cohen_kappa_score).update(pred.argmax(1), y),
+            "auc": Stored(partial(roc_auc_score, multi_class="ovr")).update(pred.softmax(1), y),
             "loss_per_word": Mean().update(loss, num_words),
             "top5": top5(pred, y),                   # a plain number or 0-dim tensor: mean over samples
         }
@@ -16,9 +17,17 @@ The objects may be made anew for each batch, as above, or once in ``__init__``; 
 Shape legend: B batch, C classes, N samples of the epoch.
 """
 
+from __future__ import annotations
+
 import copy
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 AVERAGES = ("micro", "macro", "weighted", "binary")
 
@@ -26,30 +35,30 @@ AVERAGES = ("micro", "macro", "weighted", "binary")
 class Metric:
     """What the epoch needs of an accumulator: ``update``, ``merge``, ``compute``, ``reset``, and plain state."""
 
-    def update(self, *args):
+    def update(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
-    def merge(self, other):
+    def merge(self, other: Any) -> None:
         """Take in what ``other``, of the same kind, has seen."""
         raise NotImplementedError
 
-    def compute(self):
+    def compute(self) -> Any:
         raise NotImplementedError
 
-    def reset(self):
+    def reset(self) -> None:
         raise NotImplementedError
 
-    def fresh(self):
+    def fresh(self) -> Self:
         """An empty one of the same kind."""
         other = copy.deepcopy(self)
         other.reset()
         return other
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """Plain data that ``load_state_dict`` of a metric built alike takes."""
         raise NotImplementedError
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         raise NotImplementedError
 
 
@@ -60,43 +69,46 @@ class Mean(Metric):
     float64 there.
     """
 
-    def __init__(self):
+    pending: list[Any]  # (value, weight), not yet brought to the host
+
+    def __init__(self) -> None:
         self.reset()
 
-    def update(self, value, weight=1):
+    def update(self, value: Any, weight: Any = 1) -> Self:
         """Args: value: number or 0-dim tensor; weight: number of samples (or words, pixels, …) it is the mean of."""
         weight = weight if type(weight) is int else one_number(weight, "weight of a Mean")
         self.pending.append((one_number(value, "value of a Mean"), weight))
         return self
 
-    def fetch(self):
+    def fetch(self) -> None:
         """Bring what came since the last call to the host."""
         pending, self.pending = self.pending, []
         fetched = iter(to_floats([number for pair in pending for number in pair]))
         for value, weight in zip(fetched, fetched):
-            self.total += value * weight
-            self.weight += weight
+            if weight:  # a mean of nothing is NaN, and says nothing
+                self.total += value * weight
+                self.weight += weight
 
-    def merge(self, other):
+    def merge(self, other: Mean) -> None:
         self.pending += other.pending  # not fetched: a metric made anew for each batch is merged once a batch
         self.total += other.total
         self.weight += other.weight
 
-    def compute(self):
+    def compute(self) -> float:
         """The mean as a float; NaN when nothing was seen."""
         self.fetch()
         return self.total / self.weight if self.weight else float("nan")
 
-    def reset(self):
+    def reset(self) -> None:
         self.pending = []
-        self.total = 0.0
-        self.weight = 0
+        self.total: float = 0.0
+        self.weight: float = 0
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         self.fetch()
         return {"total": self.total, "weight": self.weight}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.reset()
         self.total, self.weight = state["total"], state["weight"]
 
@@ -109,7 +121,9 @@ def one_number(value, what):
     """
     if isinstance(value, torch.Tensor):
         if value.numel() == 1:
-            return value.detach() if value.requires_grad else value
+            value = value.detach() if value.requires_grad else value
+            # what was written in place, such as a running sum, will be again before anybody fetches it
+            return value.clone() if not value.is_inference() and value._version else value
     elif hasattr(value, "__float__") and getattr(value, "size", 1) == 1:
         return value
     shape = getattr(value, "shape", None)
@@ -134,51 +148,154 @@ def to_floats(values):
             for value in values]
 
 
+class Accuracy(Metric):
+    """Right predictions over all labels that count: what the default ``metric`` returns.
+
+    A batch may be read in two ways where its shapes allow it: the classes in dimension 1 of ``pred``, or in the last one.
+    It is counted in both, and at the end the reading holds that other batches were certain of. Sums are exact.
+    """
+
+    READINGS = (1, -1)
+    pending: list[Any]  # (right by reading, counted, unclear), not yet brought to the host
+    right: list[float]
+    certain: list[int]
+    counted: float
+    unclear: float
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def update(self, right: dict[int, Any], counted: Any, unclear: Any = 0) -> Self:
+        """Args: right: by reading, how many predictions were right; counted: how many labels count; unclear: how many labels
+        are no classes at all."""
+        self.pending.append((right, counted, unclear))
+        return self
+
+    def fetch(self) -> None:
+        """Bring what came since the last call to the host."""
+        pending, self.pending = self.pending, []
+        fetched = iter(to_floats([number for right, *rest in pending for number in (*right.values(), *rest)]))
+        for right, *_ in pending:
+            for reading in right:
+                self.right[self.READINGS.index(reading)] += next(fetched)
+            self.certain += [reading for reading in right if len(right) == 1 and reading not in self.certain]
+            self.counted += next(fetched)
+            self.unclear += next(fetched)
+
+    def merge(self, other: Accuracy) -> None:
+        self.pending += other.pending
+        self.right = [mine + theirs for mine, theirs in zip(self.right, other.right)]
+        self.certain += [reading for reading in other.certain if reading not in self.certain]
+        self.counted += other.counted
+        self.unclear += other.unclear
+
+    def compute(self) -> float | dict[str, float]:
+        """The accuracy; NaN when every label was one to ignore; nothing, ``{}``, when it is not certain what was right."""
+        self.fetch()
+        if self.unclear or len(self.certain) != 1:
+            return {}
+        return self.right[self.READINGS.index(self.certain[0])] / self.counted if self.counted else float("nan")
+
+    def reset(self) -> None:
+        self.pending = []
+        self.right = [0.0, 0.0]
+        self.certain = []
+        self.counted = 0.0
+        self.unclear = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        self.fetch()
+        return {"right": list(self.right), "certain": list(self.certain), "counted": self.counted, "unclear": self.unclear}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.reset()
+        self.right, self.certain = list(state["right"]), list(state["certain"])
+        self.counted, self.unclear = state["counted"], state["unclear"]
+
+
 class Stored(Metric):
-    """Keeps every prediction and label of the epoch and calls ``fn(pred, y)`` once at its end.
+    """Keeps every prediction and label of the epoch and calls ``fn`` once at its end, with all of them.
 
     For what has no sum, such as AUROC. Costs the memory of all predictions.
 
+    The names of the first two parameters of ``fn`` say what it takes first. ``fn(y_true, y_score)`` as in scikit-learn gets
+    the labels first, ``fn(preds, target)`` as in torchmetrics the predictions. Names that say nothing, such as
+    ``lambda a, b``, ``*args`` or those of a builtin, get ``fn(pred, y)``; so does a bare ``y`` beside such a name.
+
     Args:
-        fn: takes ``pred`` [N, …] and ``y`` [N, …] as CPU tensors, returns a number; scikit-learn's functions fit.
+        fn: takes predictions [N, …] and labels [N, …] as CPU tensors and returns a number. scikit-learn's and torchmetrics'
+            functions fit as they are; bind their options with ``functools.partial(roc_auc_score, multi_class="ovr")``.
         device: where the predictions wait; None leaves them where they are, "cpu" spares GPU memory for one wait a batch.
     """
 
-    def __init__(self, fn, device=None):
+    def __init__(self, fn: Callable[..., Any], device: str | torch.device | None = None) -> None:
         self.fn = fn
         self.device = device
         self.reset()
 
-    def update(self, pred, y):
+    def update(self, pred: Any, y: Any) -> Self:
         self.preds.append(self._keep(pred))
         self.labels.append(self._keep(y))
         return self
 
     def _keep(self, tensor):
         tensor = torch.atleast_1d(torch.as_tensor(tensor).detach())
-        return tensor.to(self.device) if self.device is not None else tensor
+        return tensor.to(self.device or tensor.device, copy=True)  # a loader may fill the memory of its labels again
 
-    def merge(self, other):
+    def merge(self, other: Stored) -> None:
         self.preds += other.preds
         self.labels += other.labels
 
-    def compute(self):
+    def compute(self) -> Any:
         if not self.preds:
             return float("nan")
-        return to_number(self.fn(_joined(self.preds), _joined(self.labels)))
+        given = _joined(self.preds), _joined(self.labels)
+        # asked here, once an epoch: a metric that is made anew for each batch has no time for it
+        return to_number(self.fn(*(reversed(given) if takes_labels_first(self.fn) else given)))
 
-    def reset(self):
-        self.preds = []
-        self.labels = []
+    def reset(self) -> None:
+        self.preds: list[torch.Tensor] = []
+        self.labels: list[torch.Tensor] = []
 
-    def fresh(self):
+    def fresh(self) -> Stored:
         return Stored(self.fn, self.device)  # not a copy of what fn may belong to
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {"preds": [pred.cpu() for pred in self.preds], "labels": [label.cpu() for label in self.labels]}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.preds, self.labels = list(state["preds"]), list(state["labels"])
+
+
+_OF_LABELS = {"true", "ytrue", "truth", "gt", "target", "targets", "label", "labels", "actual", "reference", "references"}
+_OF_PREDICTIONS = {"pred", "preds", "ypred", "prediction", "predictions", "predicted", "hat", "yhat", "score", "scores",
+                   "prob", "probs", "proba", "probas", "probabilities", "logit", "logits", "input", "output", "outputs"}
+
+
+def takes_labels_first(fn: Callable[..., Any]) -> bool:
+    """Whether the names of the first two parameters say that the labels come before the predictions."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):  # many builtins have none
+        return False
+    names = [parameter.name.lower() for parameter in parameters
+             if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)]
+    if len(names) < 2:
+        return False
+    first, second = (_meaning(name) for name in names[:2])
+    if first == "labels":
+        return second != "labels"
+    return second == "predictions" and first != "predictions"
+
+
+def _meaning(name):
+    """What a name speaks of, "labels" or "predictions" (``labels_pred``); None where it says neither."""
+    words = set(name.split("_"))
+    if words & {"true", "truth", "gt"}:
+        return "labels"
+    if words & _OF_PREDICTIONS:
+        return "predictions"
+    return "labels" if words & _OF_LABELS else None
 
 
 def _joined(tensors):
@@ -194,11 +311,13 @@ class Confusion(Metric):
         num_classes: C; labels and predictions are integers in ``[0, C)``.
     """
 
-    def __init__(self, num_classes):
+    cells: torch.Tensor | None  # counts [C * C + 1], None before the first
+
+    def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
         self.reset()
 
-    def update(self, pred, y):
+    def update(self, pred: torch.Tensor, y: torch.Tensor) -> Self:
         """Count one batch.
 
         Args:
@@ -228,7 +347,7 @@ class Confusion(Metric):
         return self
 
     @property
-    def counts_CC(self):
+    def counts_CC(self) -> torch.Tensor:
         """Row: true class, column: predicted class; int64 on the CPU."""
         if self.cells is None:
             return torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
@@ -240,45 +359,45 @@ class Confusion(Metric):
             )
         return torch.tensor(cells).reshape(self.num_classes, self.num_classes)
 
-    def fresh(self):
+    def fresh(self) -> Confusion:
         return Confusion(self.num_classes)
 
-    def __add__(self, other):
+    def __add__(self, other: Confusion) -> Confusion:
         total = self.fresh()
         parts = [part.cells for part in (self, other) if part.cells is not None]
-        total.cells = sum(parts) if parts else None
+        total.cells = sum(parts[1:], parts[0]) if parts else None
         return total
 
-    def merge(self, other):
+    def merge(self, other: Confusion) -> None:
         self.cells = (self + other).cells
 
-    def compute(self):
+    def compute(self) -> torch.Tensor:
         return self.counts_CC
 
-    def reset(self):
+    def reset(self) -> None:
         self.cells = None
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {"cells": None if self.cells is None else self.cells.cpu()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.cells = state["cells"]
 
     # --- scores: each is computed from the counts at the epoch's end --------------------------------------------
 
-    def accuracy(self):
+    def accuracy(self) -> Score:
         return Score(self, _accuracy)
 
-    def precision(self, average="macro"):
+    def precision(self, average: str = "macro") -> Score:
         return self.fbeta(0.0, average)
 
-    def recall(self, average="macro"):
+    def recall(self, average: str = "macro") -> Score:
         return self.fbeta(float("inf"), average)
 
-    def f1(self, average="macro"):
+    def f1(self, average: str = "macro") -> Score:
         return self.fbeta(1.0, average)
 
-    def fbeta(self, beta, average="macro"):
+    def fbeta(self, beta: float, average: str = "macro") -> Score:
         """F-beta; beta 0 is precision, infinity is recall. A class that neither occurs nor is predicted scores 0, and
         "macro" leaves it out of its mean, as scikit-learn does.
 
@@ -296,32 +415,32 @@ class Confusion(Metric):
 class Score(Metric):
     """One number of a ``Confusion``; several scores may share one."""
 
-    def __init__(self, confusion, formula, *args):
+    def __init__(self, confusion: Confusion, formula: Callable[..., float], *args: Any) -> None:
         self.confusion = confusion
         self.formula = formula
         self.args = args
 
-    def update(self, pred, y):
+    def update(self, pred: torch.Tensor, y: torch.Tensor) -> Self:
         self.confusion.update(pred, y)
         return self
 
-    def merge(self, other):
+    def merge(self, other: Score) -> None:
         if other.confusion is not self.confusion:  # the same one when the user made it once and updates it
             self.confusion = self.confusion + other.confusion  # a new object: others may share the old one
 
-    def compute(self):
+    def compute(self) -> float:
         return self.formula(self.confusion.counts_CC.double(), *self.args)
 
-    def reset(self):
+    def reset(self) -> None:
         self.confusion.reset()
 
-    def fresh(self):
+    def fresh(self) -> Score:
         return Score(self.confusion.fresh(), self.formula, *self.args)
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return self.confusion.state_dict()
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.confusion.load_state_dict(state)
 
 

@@ -24,12 +24,16 @@ class RunningLosses:
 
     def __init__(self):
         self.world = ALONE
+        self.adds_up = False  # losses are sums over a batch's samples, not means
         self.reset()
 
     def update(self, losses, num_samples):
+        if self.adds_up:
+            losses = per_sample(losses, num_samples)
         kept = {}
         for name, loss in losses.items():
-            kept[name] = loss.detach() if type(loss) is torch.Tensor and loss.dim() == 0 else one_number(loss, name)
+            is_plain = type(loss) is torch.Tensor and loss.dim() == 0
+            kept[name] = loss.detach() if is_plain and loss.requires_grad else one_number(loss, name)
         self.pending.append((kept, num_samples))
 
     def fetch(self):
@@ -57,6 +61,10 @@ class RunningLosses:
         self.recent = []
         return _means(sums)
 
+    def forget(self, count):
+        """The newest ``count`` batches, which will be trained on again."""
+        del self.pending[max(len(self.pending) - count, 0):]
+
     def compute(self):
         """Means over the samples of the epoch, as of the last ``window``."""
         return _means(self.totals)
@@ -75,6 +83,12 @@ class RunningLosses:
         self.reset()
         self.recent = [(dict(losses), num_samples) for losses, num_samples in state["recent"]]
         self.totals = {name: tuple(pair) for name, pair in state["totals"].items()}
+
+
+def per_sample(losses, num_samples):
+    """Sums over a batch's samples as means."""
+    count = num_samples.clamp(min=1) if isinstance(num_samples, torch.Tensor) else num_samples or 1
+    return {name: loss / count for name, loss in losses.items()}
 
 
 def _means(totals):

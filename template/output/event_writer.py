@@ -54,9 +54,9 @@ class EventFile:
     _number = 0  # of those made by this process: two that are made in one second must not share a file
 
     def __init__(self, folder):
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
+        from tensorboard.compat.proto.event_pb2 import Event  # type: ignore  # optional, without types
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore  # optional, without types
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore  # optional, without types
 
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{EventFile._number:06d}"
         EventFile._number += 1

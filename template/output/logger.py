@@ -6,22 +6,39 @@
     sys.stdout = Logger("log.txt")          # the 2021 way still works
 
 Only stdout is copied. What is drawn over a line with a carriage return (progress bars) stays out of the file, and so do
-warnings and tracebacks, which go to stderr; an exception that leaves the ``with`` block is written to the file.
+warnings and tracebacks, which go to stderr; an exception that leaves the ``with`` block is written to the file. What else is
+asked of a stdout is passed on to the console: ``reconfigure``, or ``set_parent``, which tells that of a notebook its cell.
 """
 
+from __future__ import annotations
+
 import atexit
+import io
 import os
 import re
 import sys
 import threading
 import traceback
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from .patient_file import PatientFile
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _BAR = re.compile(r"\r[^\n]+")  # what one write draws over a line; text that a later write puts there is none of it
+
+
+class _Nowhere(io.TextIOBase):
+    """The console of a program that has none: ``sys.stdout`` is None under ``pythonw`` and in services."""
+
+    def write(self, message):
+        return len(message)
+
+
+_NOWHERE = _Nowhere()
+_MISSING = object()
 
 
 class Logger:
@@ -34,21 +51,23 @@ class Logger:
         OSError: the file cannot be opened.
     """
 
-    def __init__(self, filename):
+    def __init__(self, filename: str | Path) -> None:
         self.filename = str(filename)
-        self.console = sys.stdout
-        self.log = self._opened()
+        self.log: Any = self._opened()  # a PatientFile; None while stdout is given back
         self._lock = threading.RLock()
-        self._unfinished = {}   # thread: the line that it has not finished yet
+        self._unfinished: dict[int, str] = {}  # thread: the line that it has not finished yet
         self._in_place = False  # it took stdout, or was given it, and did not give it back
-        self._outer = []        # for each open `with` block, whether it found this already at work
+        self._outer: list[bool] = []  # for each open `with` block, whether it found this already at work
+        self._bottom: Any = _bottom()  # the console below all Loggers, at the beginning
+        self.console: Any = _stdout()  # the last one here: from now on other names are passed on to it
         atexit.register(self.restore)
 
     # --- the file-like side: everything print(), tqdm and pdb ask of a stdout -----------------------------------
 
-    def write(self, message):
+    def write(self, message: str) -> int:
         with self._lock:
-            self._in_place = True
+            if not self._in_place:  # each assignment goes by __setattr__
+                self._in_place = True
             with suppress(OSError):  # nohup's file on a full disk, a terminal that was closed: training goes on
                 self.console.write(message)
             if self.log is not None:
@@ -73,49 +92,70 @@ class Logger:
 
     def _tell(self, message):
         """On the console alone: it is the file that does not work."""
-        with suppress(OSError):
-            self.console.write(message + "\n")
+        if not getattr(self.console, "closed", False):  # at the interpreter's exit it may be
+            with suppress(OSError):
+                self.console.write(message + "\n")
 
-    def writelines(self, lines):
+    def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
             self.write(line)
 
-    def flush(self):
+    def flush(self) -> None:
         with self._lock:
             with suppress(OSError):
                 self.console.flush()
             if self.log is not None:
                 self.log.flush()
 
-    def isatty(self):
+    def isatty(self) -> bool:
         return self.console.isatty()
 
-    def fileno(self):
+    def fileno(self) -> int:
         return self.console.fileno()
 
-    def readable(self):
+    def readable(self) -> bool:
         return False
 
-    def writable(self):
+    def writable(self) -> bool:
         return True
 
     @property
-    def encoding(self):
+    def encoding(self) -> str:
         return getattr(self.console, "encoding", None) or "utf-8"
 
     @property
-    def errors(self):
+    def errors(self) -> str:
         return getattr(self.console, "errors", None) or "strict"
 
     @property
-    def buffer(self):
+    def buffer(self) -> Any:
         return self.console.buffer  # bytes go to the console alone: the file holds text
 
     @property
-    def closed(self):
+    def closed(self) -> bool:
         return False  # a stdout that says it is closed makes print() raise
 
-    def clean(self):
+    def close(self) -> None:
+        """Give stdout back; the console stays open."""
+        self.restore()
+
+    def __getattr__(self, name: str) -> Any:
+        # Not a list of names: every console has its own, and a notebook's change with its version. A typo is an error still.
+        value = _MISSING if name.startswith("__") else getattr(vars(self).get("console"), name, _MISSING)
+        if value is _MISSING:
+            below = type(vars(self).get("console")).__name__
+            raise AttributeError(f"Neither Logger nor the stdout below it, a {below}, has an attribute {name!r}.")
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        console = vars(self).get("console")
+        is_own = name in vars(self) or hasattr(type(self), name) or not hasattr(console, name)
+        if is_own:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(console, name, value)
+
+    def clean(self) -> None:
         """Empty the file."""
         with self._lock:
             self._unfinished.clear()
@@ -123,7 +163,7 @@ class Logger:
 
     # --- taking stdout's place and giving it back ---------------------------------------------------------------
 
-    def install(self):
+    def install(self) -> Logger:
         """Become ``sys.stdout``. Returns itself.
 
         Whatever was put on top meanwhile (another Logger, colorama, ``redirect_stdout``) is left there: most of it passes on
@@ -134,17 +174,33 @@ class Logger:
                 self.log = PatientFile(self.filename, self._tell)
                 atexit.register(self.restore)
             if not self._is_in_chain():
-                self.console = sys.stdout
+                self.console = _stdout()
                 sys.stdout = self
             self._in_place = True
         return self
 
-    def _is_in_chain(self):
-        """Whether this is stdout, or was and something else than what had been there before is now on top of it."""
-        before = sys.stdout is self.console or sys.stdout is sys.__stdout__
-        return sys.stdout is self or self._in_place and not before
+    def install_for_cell(self) -> Logger:
+        """``install``, and in IPython give stdout back when the running cell ends: what other cells print is not this run's,
+        and a ``%%capture`` around one cell does not change where the next one prints."""
+        shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+        if shell is not None:
+            shell.events.register("post_execute", self._end_cell)  # once, however often
+        return self.install()
 
-    def restore(self):
+    def _end_cell(self):
+        sys.modules["IPython"].get_ipython().events.unregister("post_execute", self._end_cell)
+        self.restore()
+        if not _leads_to(sys.stdout, self):
+            self._in_place = False
+
+    def _is_in_chain(self):
+        """Whether this is stdout, or was and something is on top of it that does not lead past it to an earlier console."""
+        if _leads_to(sys.stdout, self):
+            return True
+        consoles = (self.console, self._bottom, sys.__stdout__)
+        return self._in_place and not any(_leads_to(_stdout(), console) for console in consoles)
+
+    def restore(self) -> None:
         """Give stdout back and close the file. Safe to call twice.
 
         A Logger that another one was put on top of stays in the chain and passes text on to the console alone.
@@ -161,10 +217,11 @@ class Logger:
     def _give_back(self):
         """The console below, past Loggers that were restored while they were covered."""
         self._in_place = False
-        covered = isinstance(self.console, Logger) and self.console.log is None
-        return self.console._give_back() if covered else self.console
+        if isinstance(self.console, Logger) and self.console.log is None:
+            return self.console._give_back()
+        return None if self.console is _NOWHERE else self.console
 
-    def move(self, filename):
+    def move(self, filename: str | Path) -> None:
         """Continue in another file, taking along what this one holds. The old file is left for the caller."""
         with self._lock:
             was_open = self.log is not None
@@ -185,24 +242,44 @@ class Logger:
 
     def _close(self):
         if self.log is not None:
-            self.log.flush()
+            if self.log.waiting:  # else a file that somebody deleted would be begun anew to hold nothing
+                self.log.flush()
             if self.log.waiting:
                 self._tell(f"!!! {self.filename} lacks its last {len(self.log.waiting)} bytes.")
             self.log.close()
             self.log = None
 
-    def write_traceback(self, error):
+    def write_traceback(self, error: BaseException) -> None:
         """Into the file only: the console gets it from Python."""
         with self._lock:
             if self.log is not None:
                 self._write_lines("".join(traceback.format_exception(error)).splitlines())
 
-    def __enter__(self):
+    def __enter__(self) -> Logger:
         self._outer.append(self.log is not None and self._is_in_chain())
         return self.install()
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None:
             self.write_traceback(error)
         if not self._outer.pop():
             self.restore()
+
+
+def _stdout():
+    return _NOWHERE if sys.stdout is None else sys.stdout
+
+
+def _bottom():
+    stream = _stdout()
+    while isinstance(stream, Logger):
+        stream = stream.console
+    return stream
+
+
+def _leads_to(stream, other, depth=4):
+    """Whether what is written to ``stream`` may come to ``other``: it is it, or holds it, or holds something that does."""
+    if stream is other:
+        return True
+    held = tuple(getattr(stream, "__dict__", {}).values()) if depth else ()
+    return any(_leads_to(part, other, depth - 1) for part in held if hasattr(part, "write"))

@@ -6,9 +6,13 @@
 Log and TensorBoard events are beside the training: it must not end of them, and they must lose nothing.
 """
 
+from __future__ import annotations
+
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 class PatientFile:
@@ -19,12 +23,12 @@ class PatientFile:
         tell: called with a message when writing begins to fail; once, until it works again.
     """
 
-    def __init__(self, path, tell=print):
+    def __init__(self, path: str | Path, tell: Callable[[str], object] = print) -> None:
         self.path = Path(path)
         self.waiting = b""   # what was not written yet
         self._tell = tell
         self._fails = False
-        self._file = None
+        self._file: Any = None
         self._lock = threading.RLock()
 
     def open(self):
@@ -65,3 +69,6 @@ class PatientFile:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def __del__(self):
+        self.close()  # with its owner: a run that goes on after its end goes on in the same file

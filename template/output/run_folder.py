@@ -5,16 +5,19 @@
 
 import argparse
 import dataclasses
+import glob
 import itertools
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,14 +35,15 @@ def time_stamp():
     return time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
-def prepare(path, run_name):
+def prepare(path, run_name, overwrite=False):
     """``(folder, run_name)`` of a run that begins: the folder is made, the name is free."""
-    folder = make_folder(path)
+    folder = make_folder(path, overwrite)
     return folder, run_name or free_run_name(Path(folder).resolve().name)
 
 
-def make_folder(path):
-    """Create ``path``; a time-stamped name that is taken gets a number. Returns the path as a string.
+def make_folder(path, overwrite=False):
+    """Create ``path``. A time-stamped name that is taken gets a number, and so does any other where a run is already, unless
+    ``overwrite`` is set. Returns the path as a string.
 
     Raises:
         OSError: it cannot be created or written to; the message names it.
@@ -48,6 +52,7 @@ def make_folder(path):
     if _TIME_STAMP.fullmatch(path.name):
         path = _new_folder(path)
     else:
+        path = path if overwrite else next(folder for folder in _numbered(path) if not holds_run(folder))
         path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
     if not os.access(path, os.W_OK):
@@ -55,15 +60,35 @@ def make_folder(path):
     return str(path)
 
 
-def _new_folder(path):
+def _new_folder(path) -> Any:
     """Made by this process and no other, also when a sweep starts many in one second."""
-    for number in itertools.count(1):
-        free = path if number == 1 else path.with_name(f"{path.name}_{number}")
+    for free in _numbered(path):
         try:
             free.mkdir(parents=True)
             return free
         except FileExistsError:
             continue
+
+
+def _numbered(path):
+    """``run``, ``run_2``, ``run_3``, …"""
+    yield path
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.name}_{number}")
+
+
+def holds_run(folder):
+    """Whether a run left something there that could be continued or used."""
+    return next(Path(folder).glob("*.pth"), None) is not None
+
+
+def remove_run(folder):
+    """Delete what a run left in ``folder`` and a new one there would write again; its log and config are continued."""
+    for pattern in ("*.pth", "history.csv", "history.png"):
+        for path in Path(folder).glob(pattern):
+            path.unlink()
+    for path in Path(folder).glob("shards-*"):
+        shutil.rmtree(path)
 
 
 def free_run_name(name):
@@ -81,6 +106,29 @@ def is_time_stamped(ckpt_dir):
     return _TIME_STAMP.fullmatch(Path(ckpt_dir).name) is not None
 
 
+def runs_like(asked, here):
+    """The folders in which a run that asked for ``asked`` and got ``here`` may go on, the newest first: those of the same
+    name, with or without a number, or where the name is a time stamp all that are."""
+    asked, here = Path(asked).absolute(), Path(here).absolute()
+    if is_time_stamped(here):
+        return [folder for folder in runs_beside(here) if folder != here]
+    numbered = []
+    for path in asked.parent.glob(f"{glob.escape(asked.name)}_*"):
+        number = path.name.removeprefix(f"{asked.name}_")
+        if number.isdecimal() and _asked_for(path) == asked.name:  # else it is another run that somebody named so
+            numbered.append((int(number), path))
+    return [path for path in [*(path for _, path in sorted(numbered, reverse=True)), asked] if path != here]
+
+
+def _asked_for(folder):
+    """The name that the run in ``folder`` asked for."""
+    try:
+        starts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return starts[-1].get("asked_for")
+    except (OSError, ValueError, LookupError, AttributeError):
+        return None
+
+
 def as_dict(arg):
     """An argparse Namespace, dataclass, dict or None as a dict."""
     if arg is None:
@@ -96,12 +144,15 @@ def announce(model):
     print(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} | {model.ckpt_dir} | {where} | seed {model.seed} ===")
     for name, value in model.run_options.items():
         print(f"  {name}: {value}")
+    if not is_time_stamped(model.ckpt_dir) and Path(model.ckpt_dir) != Path(model.asked_dir):
+        print(f"  {model.asked_dir} holds a run already, which is kept: this one begins in {model.ckpt_dir}. "
+              "load_state('auto') continues the one that is there, and overwrite = True replaces it.")
     if model.world.size > 1:
         print(f"  {_several(model)}")
     settings = {name: value for name in sorted(model.attribute_names - _NOT_SETTINGS)
                 if not name.startswith("_") and isinstance(value := getattr(model, name), _PLAIN)}
     with told_when_it_fails(Path(model.ckpt_dir) / "config.json"):
-        write_config(model.ckpt_dir, model.run_options, settings)
+        write_config(model.ckpt_dir, model.run_options, settings, Path(model.asked_dir).name)
 
 
 def _several(model):
@@ -113,10 +164,11 @@ def _several(model):
     return f"{size} processes ({'fsdp' if model.is_sharded else 'ddp'}): {batches} per update; learning rates stay as set"
 
 
-def write_config(folder, options, settings):
+def write_config(folder, options, settings, asked_for=None):
     """``config.json``: what reproduces the run. One more entry is added at each start of the same run."""
     start = {
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "asked_for": asked_for,
         "command": sys.argv,
         "options": options,
         "settings": settings,

@@ -16,8 +16,8 @@ import torch
 class Speed:
     """Counters since the start of training; anybody may ask for the rates since a mark of their own."""
 
-    def __init__(self):
-        self.samples = 0
+    def __init__(self) -> None:
+        self.samples: float = 0
         self.updates = 0
         self.waited = 0.0  # seconds until the batches of an update were there
 

@@ -35,7 +35,7 @@ def print_summary(trainer, example):
 
 def _torchinfo(model, args, kwargs):
     try:
-        import torchinfo
+        import torchinfo  # type: ignore  # optional
         table = str(torchinfo.summary(copy.deepcopy(model), input_data=kwargs or args, verbose=0))
     except Exception:  # absent, or it raises whatever a layer that it does not know makes it raise
         return None
@@ -47,7 +47,7 @@ def _torchsummary(model, args, kwargs):
         return None  # it feeds float32 noise of the given shapes
     printed = io.StringIO()
     try:
-        from torchsummary import summary
+        from torchsummary import summary  # type: ignore  # optional, without types
         with contextlib.redirect_stdout(printed):
             summary(copy.deepcopy(model), [tuple(arg.shape[1:]) for arg in args], device=args[0].device.type)
     except Exception:

@@ -75,7 +75,9 @@ class Averaged:
         total = torch.full((), float(count), device=self.device)
         dist.all_reduce(total)
         mean = total / self.world.size
-        return mean if mean.is_cuda else mean.item()
+        if not mean.is_cuda:
+            return mean.item()
+        return mean.clamp_(min=torch.finfo(mean.dtype).tiny)  # 0 would make the weights of the losses NaN
 
     def exchange_gradients(self, wanted):
         """Whether the next backward shall exchange gradients: only the last of an accumulation group does."""

@@ -9,13 +9,17 @@ A *rank* is a process and its number, 0 … size - 1; rank 0 prints, logs and wr
 through the hosts (gloo): gradients take the way of ``gradients.py``.
 """
 
+from __future__ import annotations
+
 import atexit
 import os
 import sys
 import time
 import uuid
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,34 +32,38 @@ class Alone:
     """One process: everybody agrees."""
 
     rank, size, is_main = 0, 1, True
-    wish = None  # number of the signal that asked this process to stop
+    wish: int | None = None  # number of the signal that asked this process to stop
 
     @property
-    def signal(self):
+    def signal(self) -> int | None:
         """The signal that all ranks have agreed to stop for, None as long as there is none."""
         return self.wish
 
-    def gather(self, value):
+    def forget_signal(self) -> None:
+        """What was asked for is done."""
+        self.wish = None
+
+    def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, by rank."""
         return [value]
 
-    def share(self, value=None):
+    def share(self, value: Any = None) -> Any:
         """Rank 0's value."""
         return value
 
-    def from_main(self, function):
+    def from_main(self, function: Callable[[], Any]) -> Any:
         """What ``function()`` returns on rank 0, where alone it is called. Its error is raised on every rank."""
         return function()
 
-    def any(self, flag):
+    def any(self, flag: Any) -> bool:
         """Whether it is true on some rank."""
         return bool(flag)
 
-    def is_lost(self, error):
+    def is_lost(self, error: BaseException) -> bool:
         """Whether ``error`` only says that another rank is gone."""
         return False
 
-    def fail(self, error):
+    def fail(self, error: BaseException) -> None:
         """Tell the others what this rank ends with."""
 
 
@@ -77,13 +85,16 @@ class Ranks(Alone):
         self._store = store
         self.hosts = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=TIMEOUT)
 
-    def gather(self, value):
-        found = [None] * self.size
+    def forget_signal(self) -> None:
+        self.wish = self.signal = None
+
+    def gather(self, value: Any) -> list[Any]:
+        found: list[Any] = [None] * self.size
         dist.all_gather_object(found, (value, self.wish), group=self.hosts)
         self.signal = self.signal or next((wish for _, wish in found if wish is not None), None)
         return [value for value, _ in found]
 
-    def share(self, value=None):
+    def share(self, value: Any = None) -> Any:
         found = [value]
         dist.broadcast_object_list(found, group=self.hosts, src=0)
         return found[0]
@@ -100,18 +111,18 @@ class Ranks(Alone):
             raise failure if self.is_main else OtherRankFailed(f"rank 0: {reason}")
         return value
 
-    def any(self, flag):
+    def any(self, flag: Any) -> bool:
         return any(self.gather(bool(flag)))
 
-    def is_lost(self, error):
+    def is_lost(self, error: BaseException) -> bool:
         is_own = isinstance(error, OtherRankFailed)
         return is_own or isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
 
-    def fail(self, error):
+    def fail(self, error: BaseException) -> None:
         if self._store is not None and not self.is_lost(error):
             self._store.set("failure", f"rank {self.rank}: {type(error).__name__}: {error}")
 
-    def reason_of_loss(self, error):
+    def reason_of_loss(self, error: BaseException) -> str:
         """What another rank ended with; it may need a moment to say so. One that was killed says nothing."""
         if isinstance(error, OtherRankFailed):
             return str(error)
@@ -129,12 +140,12 @@ class OtherRankFailed(RuntimeError):
     """An error of rank 0, on the others."""
 
 
-def is_asked_for():
+def is_asked_for() -> bool:
     """Whether this process is one of several that torchrun, or something that sets the same variables, started."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def default_device():
+def default_device() -> str:
     """The GPU of this process; "cpu" where there is none."""
     if not torch.cuda.is_available():
         return "cpu"
@@ -206,7 +217,7 @@ def _of_this_start(store, rank, size):
     return dist.PrefixStore(own, store)
 
 
-_STORES = {}  # the first trainer of a process makes it, later ones use it
+_STORES: dict[str, Any] = {}  # the first trainer of a process makes it, later ones use it
 
 
 def _prepare_output(rank):

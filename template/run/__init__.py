@@ -4,10 +4,12 @@
 - ``setup.py``: what does ``check_init`` build, and in which order?
 - ``prepare.py``: how does a model get onto the device, and compiled?
 - ``evaluation.py``: how is an evaluation scored?
+- ``assignments.py``: what happens to a setting that is changed during the run?
 - ``checkpoints.py``: when is a run saved?
 - ``lifetime.py``: how does a run go on, how is it left and closed?
 - ``signals.py``: what happens at Ctrl-C and SIGTERM?
 - ``requests.py``: what can a trainer be asked for around its loop?
 - ``defaults.py``: what do the default methods make of a batch?
+- ``counting.py``: how much does a batch weigh?
 - ``options.py``: how does a dataclass become command-line options?
 """

@@ -9,16 +9,23 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import weakref
 from typing import TYPE_CHECKING
 
 from ..checkpoint import files, sharded, state
+from ..checkpoint.plain_data import bytes_of
 from ..checkpoint.saver import Saver
+from ..output import run_folder
 from ..update.guard import fetch_losses
+from ..update.schedule_free import averaged, averaged_to_continue
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
+
+
+_MUCH = 1e9  # bytes
 
 
 class Checkpoints:
@@ -34,11 +41,22 @@ class Checkpoints:
         self.saved_step = 0     # global_step of the newest save or load
         self._saved_at = 0.0    # seconds, on time.monotonic's clock
         self._epoch_file = None  # path that the newest save was to have as well
+        self._replaces_run = False  # the first save deletes what a run before left in the folder
+        self._told_size = False  # what the files of all epochs will come to
+        self._is_wanted = False  # an evaluation in the middle of an epoch is to be kept
         weakref.finalize(trainer, self.saver.release).atexit = False
 
-    def start_clock(self):
-        """``save_per_seconds`` counts from now on."""
-        self._saved_at = time.monotonic()
+    def begin(self, replaces_run):
+        """The run begins; ``save_per_seconds`` counts from now on.
+
+        Args:
+            replaces_run: the first save deletes what a run before left in the folder, unless that is continued.
+        """
+        self._saved_at, self._replaces_run = time.monotonic(), replaces_run
+
+    def continue_from_here(self):
+        """The present state came from a file: it is saved, and what else is in the folder belongs to it."""
+        self.saved_step, self._replaces_run = self.trainer.global_step, False
 
     def save_last(self, epoch_file=None, beside=True):
         """Make the present state the newest checkpoint, and ``epoch_file`` as well.
@@ -57,37 +75,47 @@ class Checkpoints:
             files.write_last(saved, folder, epoch_file)
             files.keep_newest(folder, count)
 
-        saved = state.collect(trainer, divided=trainer.is_sharded)
-        if trainer.is_sharded and not self._write_parts(saved, folder):
-            return
-        self._save(trainer.path_of("last.pth"), saved, write, beside)
-        self.saved_step, self._epoch_file = trainer.global_step, epoch_file
-        self.start_clock()
+        with averaged_to_continue(trainer.optimizer_list):
+            saved = state.collect(trainer, divided=trainer.is_sharded)
+            if trainer.is_sharded and not self._write_parts(saved, folder):
+                return
+            self._save(trainer.path_of("last.pth"), saved, write, beside)
+        self.saved_step, self._epoch_file, self._is_wanted = trainer.global_step, epoch_file, False
+        self._saved_at = time.monotonic()
 
     def save_epoch(self, save_per_epochs):
         """The epoch is over: write ``last.pth``, and ``epoch<N>.pth`` if it is its turn."""
         epoch = self.trainer.epoch
         is_due = save_per_epochs and epoch % save_per_epochs == 0
+        if is_due and self.trainer.keep_checkpoints is None and not self._told_size:
+            self._tell_size(save_per_epochs)
         self.save_last(self.trainer.path_of(f"epoch{epoch}.pth") if is_due else None)
 
     def save_best(self):
         """Write the present weights, which were just scored, to ``best.pth``."""
         path = self.trainer.path_of("best.pth")
-        self._save(path, state.collect(self.trainer, optim=False), lambda saved: files.write(saved, path))
+        with averaged(self.trainer.optimizer_list):
+            self._save(path, state.collect(self.trainer, optim=False), lambda saved: files.write(saved, path))
 
     def save_as_it_is(self, path):
         """Write a state that is not exact, here and now, to a file that ``load_state("auto")`` does not take."""
-        files.write(state.collect(self.trainer), path)
+        with averaged_to_continue(self.trainer.optimizer_list):
+            files.write(state.collect(self.trainer), path)
 
     def save_again(self):
         """Once more what the newest save should have written."""
         is_of_epoch = self.trainer.global_step == self.saved_step
         self.save_last(self._epoch_file if is_of_epoch else None, beside=False)
 
+    def save_soon(self):
+        """Write ``last.pth`` when the running update is done: in its midst the state is not exact."""
+        self._is_wanted = True
+
     def is_due(self):
-        """Whether it is time in the middle of an epoch: after ``save_per_steps`` updates or ``save_per_seconds``."""
+        """Whether it is time in the middle of an epoch: after ``save_per_steps`` updates or ``save_per_seconds``, or after
+        an evaluation there."""
         trainer = self.trainer
-        if trainer.save_per_steps and trainer.global_step % trainer.save_per_steps == 0:
+        if self._is_wanted or trainer.save_per_steps and trainer.global_step % trainer.save_per_steps == 0:
             return True
         if trainer.save_per_seconds is None or trainer.world.size > 1 and trainer.global_step % trainer.log_per_step:
             return False
@@ -123,11 +151,25 @@ class Checkpoints:
         saved["shards"] = parts
         return True
 
+    def _tell_size(self, save_per_epochs):
+        """Say once what the files of all epochs will take, where that is much."""
+        trainer, self._told_size = self.trainer, True
+        size = bytes_of([model.state_dict() for model in trainer.model_list])
+        size += bytes_of([optimizer.state_dict() for optimizer in trainer.optimizer_list])
+        epochs = trainer.total_epochs or 100
+        free, total = shutil.disk_usage(trainer.path_of(".")).free, size * (epochs // save_per_epochs)
+        if trainer.is_main and total > min(_MUCH, free / 10) and total > 3 * size:
+            print(f"Every epoch<N>.pth is kept, {size / 1e9:.2g} GB each: {epochs} epochs come to {total / 1e9:.3g} GB, and "
+                  f"{free / 1e9:.3g} GB are free. With keep_checkpoints = 3 it would be {3 * size / 1e9:.2g} GB.")
+
     def _save(self, path, saved, write, beside=True):
         """On rank 0."""
         trainer = self.trainer
         if not trainer.is_main:
             return
+        if self._replaces_run:
+            run_folder.remove_run(trainer.path_of("."))
+        self._replaces_run = False
         names = state.parameter_names(trainer)
 
         def checked_write(saved):

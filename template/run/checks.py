@@ -16,12 +16,12 @@ from torch.utils.data import DistributedSampler
 from ..data.nested import loader_length
 from ..data.seeding import capture_rng, restore_rng
 from ..hooks import Callback
-from ..metrics.best import better_when
+from ..metrics.best import ask_for_direction, better_when
 from ..parallel.gradients import MODES
 from ..parallel.ranks import is_asked_for
 from ..update import lr_scheduler
 from ..update.guard import fetch_losses
-from .defaults import CLASS_INDEX_CRITERIA
+from .defaults import BINARY_THRESHOLDS, CLASS_LOSSES, INDEX_LOSSES, class_dimensions, ignored_label, torch_loss
 from .prepare import COMPILE_MODES, MATMUL_PRECISIONS
 
 _NAMES_SHOWN = 5
@@ -35,9 +35,10 @@ def check_attributes(model):
     """Everything that can be seen from the attributes of a ``TemplateModel``."""
     _check_types(model)
     _check_choices(model)
-    _check_loader(model.train_loader, "train_loader")
-    if model.eval_loader is not None:
-        _check_loader(model.eval_loader, "eval_loader")
+    check_loader(model.train_loader, "train_loader")
+    for name in ("eval_loader", "test_loader"):
+        if getattr(model, name) is not None:
+            check_loader(getattr(model, name), name)
     _check_sampler(model)
     _check_same_data(model)
     _check_parameters(model)
@@ -54,10 +55,30 @@ def _check_types(model):
             raise TypeError(f"{name} must be a list of {kind.__name__}, got {_short(value)}. Set it in __init__.")
         if not len(value):
             raise ValueError(f"{name} must not be empty. Set it in __init__, after super().__init__().")
-    if model.criterion is not None and not callable(model.criterion):
-        raise TypeError(f"criterion must be callable as criterion(pred, y), or None, got {_short(model.criterion)}.")
+    check_criterion(model.criterion)
     if model.train_loader is None:
         raise ValueError("train_loader must be set: a DataLoader, a TensorLoader or any iterable of batches.")
+
+
+def check_criterion(criterion):
+    if criterion is not None and not callable(criterion):
+        raise TypeError(f"criterion must be callable as criterion(pred, y), or None, got {_short(criterion)}.")
+
+
+def check_callbacks(callbacks):
+    if callbacks is not None and not isinstance(callbacks, (list, tuple)):
+        raise TypeError(f"callbacks must be a list, got {_short(callbacks)}.")
+
+
+def check_count(name, value):
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+
+
+def check_skip(limit):
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+        raise ValueError("skip_non_finite is the number of updates in a row that may be skipped, 0 or more (0 stops at the "
+                         f"first); got {limit!r}.")
 
 
 def _check_choices(model):
@@ -78,13 +99,9 @@ def _check_choices(model):
         if mode not in (None, "max", "min"):
             raise ValueError(f"key_metric_mode must be 'max', 'min' or a dict of these, got {model.key_metric_mode!r}.")
     for name in ("log_per_step", "accumulate_steps", "save_per_steps", "keep_checkpoints", "warm_up_updates"):
-        value = getattr(model, name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
-    skip = model.skip_non_finite
-    if not isinstance(skip, int) or isinstance(skip, bool) or skip < 0:
-        raise ValueError("skip_non_finite is the number of updates in a row that may be skipped, 0 or more (0 stops at the "
-                         f"first); got {skip!r}.")
+        if getattr(model, name) is not None:
+            check_count(name, getattr(model, name))
+    check_skip(model.skip_non_finite)
     seconds = model.save_per_seconds
     if seconds is not None and (not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or seconds <= 0):
         raise ValueError(f"save_per_seconds must be a positive number of seconds or None, got {seconds!r}.")
@@ -99,13 +116,17 @@ def _check_choices(model):
     for warm_up in model.warm_up_scheduler_list or []:
         if not isinstance(warm_up, lr_scheduler.WarmUpLR):
             raise TypeError(f"warm_up_scheduler_list must hold WarmUpLR objects, got {_short(warm_up)}.")
-    if model.callbacks is not None and not isinstance(model.callbacks, (list, tuple)):
-        raise TypeError(f"callbacks must be a list, got {_short(model.callbacks)}.")
+    check_callbacks(model.callbacks)
     if model.sync_batchnorm and torch.device(model.device).type != "cuda":
         raise ValueError("sync_batchnorm = True needs GPUs: torch has no SyncBatchNorm for the CPU. Set it to False there.")
 
 
-def _check_loader(loader, name):
+def check_loader(loader, name):
+    """That it can be read, again and again, and holds something.
+
+    Raises:
+        TypeError, ValueError: it cannot.
+    """
     for part in loader.values() if isinstance(loader, dict) else [loader]:
         if not hasattr(part, "__iter__"):
             raise TypeError(f"{name} must be an iterable of batches, got {_short(part)}.")
@@ -231,17 +252,13 @@ class Preflight(Callback):
             self._score_one_batch(model)
 
     def _listen_to_criterion(self, model):
-        criterion = model.criterion
-        if isinstance(criterion, nn.Module):
-            handle = criterion.register_forward_pre_hook(lambda module, args: check_criterion_inputs(module, args))
+        """A module tells what it is given; a function is seen where the default ``loss_per_batch`` calls it."""
+        if isinstance(model.criterion, nn.Module):
+            handle = model.criterion.register_forward_pre_hook(lambda module, args: check_criterion_inputs(module, args))
             self.undo.append(handle.remove)
-        elif criterion is not None:
-            def checked(*args, **kwargs):
-                check_criterion_inputs(criterion, args, kwargs.get("ignore_index"))
-                return criterion(*args, **kwargs)
-
-            model.criterion = checked
-            self.undo.append(lambda: setattr(model, "criterion", criterion))
+        elif model.criterion is not None:
+            model.lifetime.look_at_criterion = check_criterion_inputs
+            self.undo.append(lambda: setattr(model.lifetime, "look_at_criterion", None))
 
     def _score_one_batch(self, model):
         """``metric()`` that raises or lacks ``key_metric`` shows itself now. RNG, counters and metrics are put back."""
@@ -299,38 +316,62 @@ def check_criterion_inputs(criterion, args, ignore_index=None):
     if len(args) < 2 or not all(isinstance(arg, torch.Tensor) for arg in args[:2]):
         return
     pred, y = args[:2]
-    name = type(criterion).__name__ if isinstance(criterion, nn.Module) else getattr(criterion, "__name__", "criterion")
-    takes_classes = isinstance(criterion, CLASS_INDEX_CRITERIA) or name in ("cross_entropy", "nll_loss")
-    if takes_classes:
-        ignored = getattr(criterion, "ignore_index", -100) if ignore_index is None else ignore_index
-        _check_class_labels(name, pred, y, ignored)
-    elif pred.shape != y.shape and pred.is_floating_point() and y.is_floating_point() and _broadcasts(pred, y):
-        raise ValueError(
+    loss = torch_loss(criterion)
+    is_module = isinstance(criterion, nn.Module)
+    name = type(criterion).__name__ if is_module else getattr(criterion, "__name__", loss or "criterion")
+    if loss in CLASS_LOSSES:
+        _check_class_labels(name, loss, pred, y, ignored_label(criterion) if ignore_index is None else ignore_index)
+    elif _mixes_samples(pred, y, loss):
+        _refuse(
             f"{name} would broadcast pred {tuple(pred.shape)} against y {tuple(y.shape)} and compare every prediction with "
             f"other samples' labels. Make the shapes equal, e.g. with y.unsqueeze(1) or pred.squeeze(1)."
         )
-    if isinstance(criterion, (nn.BCELoss, nn.BCEWithLogitsLoss)):
+    if loss in BINARY_THRESHOLDS and y.numel():
         low, high = y.min().item(), y.max().item()
         if low < 0 or high > 1:
-            raise ValueError(f"{name} needs labels in [0, 1], got values from {low:g} to {high:g}.")
+            _refuse(f"{name} needs labels in [0, 1], got values from {low:g} to {high:g}.")
+    if BINARY_THRESHOLDS.get(loss) == 0.0 and type(pred.grad_fn).__name__ == "SigmoidBackward0":
+        _warn(f"The inputs of {name} come out of a sigmoid. It applies one itself, learns slowly on top of another one, and "
+              "every prediction would count as label 1. Remove the model's sigmoid.")
+    if loss in ("MultiLabelMarginLoss", "multilabel_margin_loss") and y.numel() and y.min() >= 0:
+        _warn(f"{name} takes the numbers of the classes that a sample has, and -1 behind the last: [2, 0, -1, -1]. There is "
+              "no -1 in y. If y has a 0 or 1 for each class, use MultiLabelSoftMarginLoss or BCEWithLogitsLoss.")
 
 
-def _check_class_labels(name, pred, y, ignore_index):
+def _check_class_labels(name, loss, pred, y, ignore_index):
     if pred.dim() < 1 or y.dim() != max(pred.dim() - 1, 0):
         return  # class probabilities, or a shape that torch itself explains
-    classes = pred.shape[1] if pred.dim() > 1 else pred.shape[0]
+    readings = class_dimensions(pred, y) or ([] if pred.dim() > 1 else [0])
+    if readings == [-1] or (len(readings) == 2 and _features_are_last(pred)):
+        last = pred.dim() - 2
+        turn = "transpose(1, 2)" if pred.dim() == 3 else "movedim(-1, 1)"
+        message = (f"{name} takes the classes in dimension 1; in pred {tuple(pred.shape)} with y {tuple(y.shape)} they "
+                   f"{'are' if len(readings) == 1 else 'seem to be'} in the last one, and softmax would run over another. "
+                   f"Give it pred.flatten(0, {last}), y.flatten(0, {last}), or pred.{turn} and y.")
+        if len(readings) == 1:
+            _refuse(message)
+        _warn(message)
+    if 1 not in readings and 0 not in readings:
+        return  # torch itself explains
+    classes = pred.shape[readings[0]]
     if y.is_floating_point():
-        raise ValueError(
+        _refuse(
             f"{name} needs class indices as integers shaped {tuple(y.shape)}, or probabilities shaped {tuple(pred.shape)}; "
             f"got {y.dtype} shaped {tuple(y.shape)}. Convert the labels with y.long()."
         )
+    y = y.long()  # -100 would be 156 among uint8 labels
     labels = y[y != ignore_index]
     if labels.numel() and (labels.min() < 0 or labels.max() >= classes):
-        raise ValueError(
-            f"{name} got labels from {labels.min().item()} to {labels.max().item()}, but pred has {classes} classes, so "
-            f"labels must lie in [0, {classes}). Number the classes from 0, or widen the model's last layer."
+        cure = "For one logit per sample use BCEWithLogitsLoss" if classes == 1 else (
+            "Number the classes from 0, or widen the model's last layer")
+        _refuse(
+            f"{name} got labels from {labels.min().item()} to {labels.max().item()}, but pred has {classes} "
+            f"class{'es' * (classes > 1)}, so labels must lie in [0, {classes}). {cure}."
         )
-    if name in ("CrossEntropyLoss", "cross_entropy") and pred.dim() > 1:
+    if loss in ("NLLLoss", "nll_loss") and pred.numel() and pred.max() > 0:
+        _warn(f"{name} takes log-probabilities, which are never above 0; pred reaches {pred.max().item():g}. End the model "
+              "in log_softmax(1), or use CrossEntropyLoss, which applies it itself.")
+    if loss in ("CrossEntropyLoss", "cross_entropy") and pred.dim() > 1:
         scores = pred.detach().float()
         sums_to_one = (scores.sum(1) - 1).abs().max() < 1e-3
         if classes > 1 and sums_to_one and scores.min() >= 0:
@@ -338,6 +379,49 @@ def _check_class_labels(name, pred, y, ignore_index):
                 f"The inputs of {name} look like probabilities: every row is in [0, 1] and sums to 1. It applies "
                 "log-softmax itself and learns slowly on top of another one. Remove the model's softmax."
             )
+        elif classes == 1:
+            _warn(f"{name} got pred {tuple(pred.shape)}: with one class the loss is always 0, and nothing is learned. For "
+                  "one logit per sample use BCEWithLogitsLoss.")
+
+
+def _features_are_last(pred):
+    """Whether ``pred`` comes straight from a layer that puts its outputs into the last dimension, as nn.Linear does.
+
+    Where both dimensions have one size, shapes and strides do not tell [B, T, C] from [B, C, T]. The way that autograd
+    recorded does: an nn.Linear, an nn.Embedding or a softmax over the last dimension, below operations that move nothing.
+    A transpose, a convolution or anything unknown is no evidence, and neither is a pred without gradients.
+    """
+    node, is_flat = pred.grad_fn, False
+    for _ in range(20):
+        kind = type(node).__name__
+        if kind in ("LinearBackward0", "EmbeddingBackward0"):
+            return not is_flat
+        if kind in ("LogSoftmaxBackward0", "SoftmaxBackward0"):
+            return not is_flat and getattr(node, "_saved_dim", None) in (pred.dim() - 1, 2**64 - 1)  # the last is -1
+        if kind in ("AddmmBackward0", "MmBackward0"):  # Linear on [B·T, F], or on [B, F] with a view to [B, T, C]
+            return getattr(node, "_saved_mat2_sym_sizes", (0, 0))[1] == pred.shape[-1]
+        if kind not in _MOVING_NOTHING or not node.next_functions:
+            return False
+        is_flat = is_flat or kind in _RESHAPING
+        node = node.next_functions[0][0]
+    return False
+
+
+_RESHAPING = ("ViewBackward0", "UnsafeViewBackward0")
+_MOVING_NOTHING = ("ToCopyBackward0", "CloneBackward0", "AliasBackward0", "AddBackward0", "SubBackward0", "MulBackward0",
+                   "DivBackward0", "TanhBackward0", *_RESHAPING)
+
+
+def _mixes_samples(pred, y, loss):
+    """Whether an element of ``pred`` would meet labels of other samples: the shapes differ in the first dimension or in
+    the number of dimensions, and still broadcast."""
+    is_elementwise = pred.is_floating_point() and y.is_floating_point() or loss is not None and loss not in INDEX_LOSSES
+    is_aligned = pred.dim() == y.dim() and (pred.dim() == 0 or pred.shape[0] == y.shape[0])
+    return is_elementwise and not is_aligned and _broadcasts(pred, y)
+
+
+def _refuse(message):
+    raise ValueError(f"{message} If it is meant, preflight = False skips this check.")
 
 
 def _broadcasts(pred, y):
@@ -364,6 +448,20 @@ def require_no_init(model):
 def require_eval_loader(model):
     if model.eval_loader is None:
         raise ValueError("There is nothing to evaluate: eval_loader (or test_loader) is not set.")
+
+
+def require_batches(model):
+    """An epoch in which nothing was trained is no epoch.
+
+    Raises:
+        ValueError: ``train_loader`` gave no batch.
+    """
+    if not model.batches_done:
+        raise ValueError(
+            f"An epoch needs batches, and train_loader (a {type(model.train_loader).__name__}) gave none in epoch "
+            f"{model.epoch}. If it can be read only once, give an object whose __iter__ starts anew, or a list; else look "
+            "at the size of its dataset."
+        )
 
 
 def resolve_key(model, result):
@@ -393,6 +491,10 @@ def resolve_key(model, result):
             f"lr_scheduler_type='metric' was built to wait for a {built}imum, and of {key!r} the {best}imum is best. Set "
             "key_metric in __init__, so that it is known then, or lr_scheduler_type='loss'."
         )
+    ask_for_direction(model, key)
+    if model.evaluator.told_rule_of != key:
+        model.evaluator.told_rule_of = key
+        print(f"  best = {'highest' if best == 'max' else 'lowest'} {key}")
     model.key_metric = key
     return key
 

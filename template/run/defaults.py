@@ -1,15 +1,26 @@
-"""What the default ``loss_per_batch`` and ``eval_scores_per_batch`` make of a batch.
+"""What the default ``loss_per_batch``, ``eval_scores_per_batch`` and ``metric`` make of a batch.
 
     x, y = split_batch((images, labels), torch.float32)    # images in the dtype of the model
-    loss = criterion(pred, fitting_labels(criterion, pred, y))
+    loss = criterion(*criterion_inputs(criterion, pred, y))
+    scores = default_metrics(criterion, pred, y)           # {"acc": …} where it is certain what is right
 
-A subclass that overrides those two methods never comes here.
+A subclass that overrides those methods never comes here.
 """
+
+import functools
+import inspect
 
 import torch
 from torch import nn
 
-CLASS_INDEX_CRITERIA = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
+from ..metrics.accumulators import Accuracy
+
+# losses of torch by name, as a module and as a function
+CLASS_LOSSES = {"CrossEntropyLoss", "NLLLoss", "MultiMarginLoss", "cross_entropy", "nll_loss", "multi_margin_loss"}
+INDEX_LOSSES = CLASS_LOSSES | {"MultiLabelMarginLoss", "CTCLoss", "LinearCrossEntropyLoss", "multilabel_margin_loss",
+                               "ctc_loss", "linear_cross_entropy"}
+BINARY_THRESHOLDS = {"BCEWithLogitsLoss": 0.0, "binary_cross_entropy_with_logits": 0.0,
+                     "BCELoss": 0.5, "binary_cross_entropy": 0.5}
 
 
 def parameter_dtype(models):
@@ -50,13 +61,139 @@ def _as_dtype(x, dtype):
     return x.to(dtype) if is_value else x
 
 
-def fitting_labels(criterion, pred, y):
-    """Integer labels in the dtype that torch's criterion asks for: int64 class indices, or ``pred``'s floats."""
-    if not isinstance(y, torch.Tensor) or y.is_floating_point() or not isinstance(pred, torch.Tensor):
-        return y
-    if isinstance(criterion, CLASS_INDEX_CRITERIA):
-        return y.long()
-    return y.to(pred.dtype) if isinstance(criterion, nn.modules.loss._Loss) else y
+def torch_loss(criterion):
+    """The loss of torch that a criterion is or derives from, by name: "CrossEntropyLoss", "cross_entropy"; else None."""
+    if isinstance(criterion, nn.Module):
+        return _loss_of_class(type(criterion._modules.get("_orig_mod", criterion)))  # below torch.compile
+    function = _bare(criterion)
+    return function.__name__ if getattr(function, "__module__", None) == "torch.nn.functional" else None
+
+
+@functools.cache
+def _loss_of_class(kind):
+    losses = [base.__name__ for base in kind.__mro__
+              if base.__module__ == "torch.nn.modules.loss" and issubclass(base, nn.modules.loss._Loss)]
+    public = [name for name in losses if not name.startswith("_")]
+    return public[-1] if public else None
+
+
+def _bare(function):
+    """Below ``functools.partial`` and decorators."""
+    function = inspect.unwrap(function)
+    return function.func if isinstance(function, functools.partial) else function
+
+
+def ignored_label(criterion):
+    """The label that does not count: the criterion's ``ignore_index``, else -100, which torch's functions ignore."""
+    if not isinstance(criterion, nn.Module):
+        criterion = inspect.unwrap(criterion)
+    if isinstance(criterion, functools.partial) and "ignore_index" in criterion.keywords:
+        return criterion.keywords["ignore_index"]
+    label = getattr(criterion, "ignore_index", None)
+    return label if type(label) is int else -100
+
+
+def criterion_inputs(criterion, pred, y):
+    """``(pred, y)`` as torch's criterion asks for them; those of a criterion of your own stay as they are.
+
+    Class indices become int64. Other integer labels become float32, or ``pred``'s dtype where that is wider, and a ``pred``
+    in half precision goes along, as under torch's autocast: in bfloat16 the label 1001 would be 1000.
+    """
+    if not isinstance(pred, torch.Tensor) or not isinstance(y, torch.Tensor) or y.dtype is pred.dtype:
+        return pred, y
+    loss = torch_loss(criterion)
+    if loss is None:
+        return pred, y
+    if not y.is_floating_point():
+        if loss in INDEX_LOSSES:
+            return pred, y.long()
+        y = y.to(torch.promote_types(pred.dtype, torch.float32))
+    common = torch.promote_types(pred.dtype, y.dtype)
+    return pred.to(common), y.to(common)
+
+
+def criterion_loss(trainer, pred, y):
+    """``criterion(pred, y)``, which the check before training may look at first."""
+    given = criterion_inputs(trainer.criterion, pred, y)
+    if trainer.lifetime.look_at_criterion is not None:
+        trainer.lifetime.look_at_criterion(trainer.criterion, given)
+    return trainer.criterion(*given)
+
+
+def adds_up(trainer, criterion):
+    """Whether the default ``loss_per_batch`` gives sums over the batch's samples: a criterion with ``reduction="sum"``."""
+    if trainer.evaluator.writes_losses or "loss_per_batch" in vars(trainer):
+        return False
+    if isinstance(criterion, functools.partial) and "reduction" in criterion.keywords:
+        return criterion.keywords["reduction"] == "sum"
+    return getattr(criterion, "reduction", None) == "sum"
+
+
+def follow_reduction(trainer, criterion):
+    """From here on the updates follow the sum or the mean over their samples, as the criterion says. What is reported is the
+    mean, which compares between batches of any size."""
+    trainer.stepper.adds_up = adds_up(trainer, criterion)
+    trainer.running_losses.adds_up = trainer.stepper.adds_up and not trainer.evaluator.writes_step
+
+
+def class_dimensions(pred, y):
+    """The dimensions of ``pred`` that may hold the classes of which ``y`` are the indices, as far as shapes tell: 1, where
+    torch's criteria read them, and -1, the last one of three or more."""
+    if pred.dim() == 2:
+        return [1] if y.dim() == 1 and len(y) == len(pred) else []
+    if not y.dim() == pred.dim() - 1 > 1:
+        return []
+    scored, labelled = tuple(pred.shape), tuple(y.shape)
+    return [1] * (scored[:1] + scored[2:] == labelled) + [-1] * (scored[:-1] == labelled)
+
+
+def default_metrics(criterion, pred, y, is_direct=True):
+    """``{"acc": Accuracy}`` where it is certain what a right prediction is, else ``{}``.
+
+    The criterion tells: a cross entropy takes classes [B, C, …] and has a label to ignore; BCEWithLogitsLoss takes one logit
+    per sample [B] or [B, 1], which is above 0 for label 1, and BCELoss a probability, which is above 0.5. Other losses of
+    torch have no accuracy. A criterion of your own with integer labels [B, …] scores classes, in the dimension that the
+    shapes leave for them. Nothing waits for the device.
+
+    Args:
+        is_direct: the criterion is given this very ``pred``; else somebody's own code may have turned its dimensions.
+    """
+    if not isinstance(pred, torch.Tensor) or not isinstance(y, torch.Tensor) or not pred.is_floating_point():
+        return {}
+    loss = torch_loss(criterion)
+    threshold = BINARY_THRESHOLDS.get(loss)
+    if threshold is not None and _is_column(pred) and _is_column(y) and len(pred) == len(y):
+        y = y.flatten()
+        right = (pred.flatten() > threshold) == (y == 1)
+        return {"acc": Accuracy().update({1: right.count_nonzero()}, len(y), ((y != 0) & (y != 1)).count_nonzero())}
+    if y.is_floating_point() or not (loss in CLASS_LOSSES or threshold is not None or _is_plain(criterion, loss)):
+        return {}
+    readings = class_dimensions(pred, y)
+    is_certain = is_direct and loss in CLASS_LOSSES and 1 in readings
+    if is_certain:
+        readings = [1]
+    num_classes = pred.shape[readings[0]] if readings else 0
+    if num_classes < 2:
+        return {}
+    y, ignored = y.long(), ignored_label(criterion)
+    counts = y != ignored
+    right = {}
+    for reading in readings:
+        hits = pred.argmax(reading) == y
+        right[reading] = (hits & counts if 0 <= ignored < num_classes else hits).count_nonzero()  # sooner than sum()
+    unclear = 0 if is_certain else (counts & ((y < 0) | (y >= num_classes))).count_nonzero()
+    return {"acc": Accuracy().update(right, counts.count_nonzero(), unclear)}
+
+
+def _is_column(tensor):
+    """One value per sample: [B] or [B, 1]."""
+    return tensor.dim() == 1 or (tensor.dim() == 2 and tensor.shape[1] == 1)
+
+
+def _is_plain(criterion, loss):
+    """A criterion of one's own that takes scores of classes, as far as can be seen: one with a weight matrix classifies
+    embeddings itself."""
+    return loss is None and not (isinstance(criterion, nn.Module) and any(p.dim() > 1 for p in criterion.parameters()))
 
 
 def own_loss(output):

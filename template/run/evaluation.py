@@ -1,27 +1,35 @@
-"""How an evaluation is scored: one forward per batch, every loader under its prefix, the ranks together.
+"""How an evaluation is scored: every loader under its prefix, the ranks together, nothing of the training changed.
 
-    evaluator = Evaluator(trainer, has_loss=True)
+    evaluator = Evaluator(trainer, overrides)
     evaluator.set_loader(trainer.eval_loader)
     result = evaluator.score(trainer.hooks.on_eval_batch)        # {"tol_loss": …, "acc": …}
 
+A batch costs one forward where losses and scores are the template's own: the predictions are passed on. It costs one as well
+where the subclass wrote ``loss_per_batch`` alone, see ``metrics/one_forward.py``. What a subclass wrote in both
+``loss_per_batch`` and ``eval_scores_per_batch`` is run as written, which is two, unless it sets ``one_forward = True``.
 What is done with the result (best values, schedules, files) stands in ``TemplateModel.eval``.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from ..data.loaders import make_batches
+from ..data.seeding import rng_kept
 from ..data.shares import Share, Uneven
 from ..hooks import run_all
-from ..metrics.epoch import EpochMetrics
-from ..metrics.one_forward import OneForward, eval_mode
+from ..metrics.epoch import EpochMetrics, per_sample
+from ..metrics.modes import eval_mode, unchanged
+from ..metrics.one_forward import OneForward
 from ..parallel.ranks import ALONE
+from ..update.schedule_free import averaged
 from .checks import joined
-from .defaults import input_of, loss_dict
+from .defaults import adds_up, criterion_loss, input_of, loss_dict, split_batch
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -32,21 +40,30 @@ class Evaluator:
 
     Args:
         trainer: whose ``loss_per_batch`` and ``eval_scores_per_batch`` are asked.
-        has_loss: there is a loss of a batch to report; False where only ``train_step`` knows the losses.
+        overrides: function of a method's name: whether the subclass has one of its own.
     """
 
-    def __init__(self, trainer: TemplateModel, has_loss: bool):
+    def __init__(self, trainer: TemplateModel, overrides: Callable[[str], bool]):
         self.trainer = trainer
-        self.has_loss = has_loss
-        self.batches: dict[str, Any] = {}  # by prefix of their results
+        self.writes_losses = overrides("loss_per_batch")
+        self.writes_scores = overrides("eval_scores_per_batch")
+        self.writes_step = overrides("train_step")
+        self.batches: dict[str, Any] = {}    # by prefix of their results
+        self.test_batches: dict[str, Any] = {}
+        self.asked_about: set[str] = set()   # names whose direction nobody knows, see metrics/best.py
+        self.told_rule_of = None             # the metric of which it was said what counts as best
 
     def set_loader(self, loader):
         """What ``score`` reads from now on."""
         self.batches = self.by_prefix(loader)
 
+    def set_test_loader(self, loader):
+        """What ``score_test`` reads from now on; None: what ``score`` reads."""
+        self.test_batches = self.by_prefix(loader)
+
     def set_seed(self, seed):
         """A continued run goes on with the seed that it began with."""
-        for batches in self.batches.values():
+        for batches in (*self.batches.values(), *self.test_batches.values()):
             batches.set_seed(seed)
 
     def by_prefix(self, loader):
@@ -58,61 +75,111 @@ class Evaluator:
                 make_batches(part, trainer.seed, torch.device(trainer.device), trainer.slice_tensors, share)
                 for name, part in loaders.items()}
 
-    def score(self, on_eval_batch=(), loader=None):
-        """Losses and metrics by name, of ``loader`` or else of the one that was set."""
-        batches = self.batches if loader is None else self.by_prefix(loader)
-        read = {prefix: self.trainer.lifetime.until_asked_to_leave(part.epoch(0)) for prefix, part in batches.items()}
-        return self._score(read, on_eval_batch, self.trainer.world)
+    def score(self, on_eval_batch=()):
+        """Losses and metrics by name.
+
+        Raises:
+            ValueError: a loader gave no batch.
+        """
+        return self._score_all(self.batches, on_eval_batch)
+
+    def score_test(self, on_eval_batch=(), loader=None):
+        """The same of ``loader``, or else of the test loader, or else of the evaluation's."""
+        batches = self.by_prefix(loader) if loader is not None else self.test_batches or self.batches
+        return self._score_all(batches, on_eval_batch)
+
+    def _score_all(self, batches, on_eval_batch):
+        with rng_kept():  # also from the order of the data, which is drawn first
+            read = {prefix: self.trainer.lifetime.until_asked_to_leave(part.epoch(0)) for prefix, part in batches.items()}
+            return self._score(read, on_eval_batch, self.trainer.world)
 
     def score_first_batch(self):
-        """The same of one batch of each loader, for the check before training: callbacks do not see it."""
-        return self._score({prefix: [part.first()] for prefix, part in self.batches.items()}, (), ALONE)
+        """The same of one batch of each loader, for the check before training: callbacks do not see it, and the models and
+        the criterion keep nothing of it."""
+        trainer = self.trainer
+        modules = [*trainer.model_list, *([trainer.criterion] if isinstance(trainer.criterion, nn.Module) else [])]
+        kept = nullcontext() if trainer.is_sharded else unchanged(modules)
+        with rng_kept(), averaged(trainer.optimizer_list), kept:
+            return self._score({prefix: [part.first()] for prefix, part in self.batches.items()}, (), ALONE)
 
     @contextmanager
     def events(self):
-        """Around an evaluation that callbacks hear of; their clean-up comes also after an error."""
-        try:
-            for call in self.trainer.hooks.on_eval_start:
-                call(self.trainer)
-            yield
-        finally:
-            run_all(self.trainer.hooks.on_eval_end, self.trainer)
+        """Around an evaluation that callbacks hear of, of weights for use; their clean-up comes also after an error."""
+        with averaged(self.trainer.optimizer_list):
+            try:
+                for call in self.trainer.hooks.on_eval_start:
+                    call(self.trainer)
+                yield
+            finally:
+                run_all(self.trainer.hooks.on_eval_end, self.trainer)
 
     def _score(self, batches_by_prefix, on_eval_batch, world):
         trainer = self.trainer
         result, trainer.eval_loss_names = {}, set()
         if trainer.stepper.parallel is not None:
             trainer.stepper.parallel.before_evaluation(trainer.model_list)
+        passes_on = trainer.one_forward or self.writes_losses and not self.writes_scores
         # not inference_mode: it saves 2%, and what a model keeps from its first evaluation could not be trained with
-        with eval_mode(trainer.model_list), torch.no_grad(), OneForward(trainer.model_list) as forwards:
+        with (eval_mode(trainer.model_list), torch.no_grad(),
+              OneForward(trainer.model_list if passes_on else ()) as forwards):
             for prefix, batches in batches_by_prefix.items():
-                losses, metrics = self._score_batches(batches, forwards, on_eval_batch, world)
+                losses, metrics = self._score_batches(prefix, batches, forwards, on_eval_batch, world)
                 trainer.eval_loss_names |= {prefix + name for name in losses}
                 result |= {prefix + name: value for name, value in joined(losses, metrics).items()}
         return result
 
-    def _score_batches(self, batches, forwards, on_eval_batch, world):
+    def _score_batches(self, prefix, batches, forwards, on_eval_batch, world):
         """Losses and metrics of one loader: no wait for the device before the end."""
-        trainer, autocast = self.trainer, self.trainer.stepper.autocast
-        losses, metrics = EpochMetrics(), EpochMetrics()
+        trainer, score = self.trainer, self._way_to_score(forwards)
+        losses, metrics, count = EpochMetrics(), EpochMetrics(), 0
         try:
             for batch in batches:
                 batch, is_spare = batch if type(batch) is Uneven else (batch, False)
                 if is_spare:
                     self._join_in(batch)
                     continue
-                num_samples = trainer.count_samples(batch)
-                if self.has_loss:
-                    with autocast(), forwards.recording():
-                        losses.update(loss_dict(trainer.loss_per_batch(batch)), num_samples)
-                with autocast(), forwards.replaying():
-                    metrics.update(trainer.eval_scores_per_batch(batch), num_samples)
+                score(batch, trainer.count_samples(batch), losses, metrics)
                 trainer.global_step_eval += 1
+                count += 1
                 for call in on_eval_batch:
                     call(trainer, batch)
+            if not sum(world.gather(count)):
+                name = f"{prefix.rstrip('/')!r} of the loaders" if prefix else "the loader"
+                raise ValueError(f"An evaluation needs batches, and {name} gave none. Look at the size of its dataset, and "
+                                 "whether it can be read only once.")
             return losses.compute(world), metrics.compute(world)
         finally:
             metrics.reset()
+
+    def _way_to_score(self, forwards):
+        """A function of (batch, its number of samples, losses, metrics), chosen once for all batches."""
+        trainer, autocast = self.trainer, self.trainer.stepper.autocast
+        are_sums = adds_up(trainer, trainer.criterion)
+
+        def means(losses, num_samples):
+            return per_sample(losses, num_samples) if are_sums else losses
+
+        def passing_on(batch, num_samples, losses, metrics):
+            with autocast():
+                x, y = split_batch(batch, trainer.input_dtype)
+                pred = trainer.inference(x)
+                losses.update(means(loss_dict(criterion_loss(trainer, pred, y)), num_samples), num_samples)
+                metrics.update(trainer.metric(pred, y), num_samples)
+
+        def as_written(batch, num_samples, losses, metrics):
+            if self.has_loss:
+                with autocast(), forwards.recording():
+                    losses.update(means(loss_dict(trainer.loss_per_batch(batch)), num_samples), num_samples)
+            with autocast(), forwards.replaying():
+                metrics.update(trainer.eval_scores_per_batch(batch), num_samples)
+
+        is_our_own = not self.writes_losses and not self.writes_scores and trainer.criterion is not None
+        return passing_on if is_our_own else as_written
+
+    @property
+    def has_loss(self):
+        """False where only ``train_step`` knows the losses."""
+        return self.writes_losses or not (self.writes_step and self.trainer.criterion is None)
 
     def _join_in(self, batch):
         """The forward of a batch that does not count: the other ranks need this one's part of the weights."""

@@ -8,14 +8,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.saver import SaveError
 from ..data.seeding import capture_rng, restore_rng
 from ..hooks import run_all
-from .signals import StopRequest
+from .signals import Interrupted, StopRequest, ending, is_interactive
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -34,12 +35,63 @@ class Lifetime:
         self.trainer = trainer
         self.checkpoints = checkpoints
         self.stop_request = StopRequest()
-        self.open_epoch = None       # number of the epoch that was trained but is not over
+        self.open_epoch: Any = None  # number of the epoch that was trained but is not over
         self.evaluated_epoch = None  # number of the epoch that was evaluated last
+        self.only_looks = False      # the weights were taken for use: evaluations note and write nothing
         self.half_evaluated = False  # best values, schedules and callbacks know an evaluation that is not over
+        self._at_next_epoch: dict[str, Any] = {}  # by name
+        self.look_at_criterion = None  # function of (criterion, what it is given), on the first batches
+        self.will_be_closed = False  # the loop is that of ``epochs()``, which waits for every file at its end
         self._is_closed = True       # on_exit was called since anything ran
+        self._depth = 0              # of sessions: a callback may evaluate in the midst of an epoch
+        self._whole = (0, 0)         # global_step and batches_done behind the last update that was finished
+        self._cut_epoch: Any = None  # number of the epoch that was trained and then left before its evaluation
+        self._left: Any = None       # generators, batches and the place in them, when a signal ended the training
 
     # --- epochs ---------------------------------------------------------------------------------------------------
+
+    def begin_epoch(self):
+        """Training begins or goes on: with the weights that are there, and what it makes of them counts."""
+        self._take_up()
+        self.finish_epoch()
+        self.leave_when_asked()
+        self.only_looks, self._cut_epoch = False, None
+        self._whole = self.trainer.global_step, self.trainer.batches_done
+        while self._at_next_epoch:
+            self._at_next_epoch.popitem()[1]()
+
+    def begin_evaluation(self):
+        """Of the epoch that was trained last; one whose evaluation was cut short is over behind this one."""
+        if self._cut_epoch is not None and not self.only_looks:
+            self._take_up()
+            self.open_epoch, self._cut_epoch = self._cut_epoch, None
+
+    def after_update(self):
+        """Between two updates: here the training may be left."""
+        self._whole = self.trainer.global_step, self.trainer.batches_done
+        self.leave_when_asked()
+
+    def _take_up(self):
+        """The same trainer goes on after a signal, an error or an interrupt ended the training."""
+        trainer, left, self._left = self.trainer, self._left, None
+        if left is not None:  # to the same bits, whatever was drawn meanwhile
+            rng, batches, place = left
+            restore_rng(rng)
+            if batches is trainer.train_batches:
+                batches.load_state_dict(place, trainer.batches_done)
+        if not trainer.stepper.is_between_updates and trainer.world.size == 1:
+            trainer.stepper.forget_group()
+            step, batches_done = self._whole
+            if step == trainer.global_step:  # else it is the callbacks behind the update that were cut short
+                trainer.running_losses.forget(trainer.batches_done - batches_done)
+                trainer.batches_done = batches_done
+
+    def at_next_epoch(self, name, change):
+        """Call ``change()`` before the next epoch, or now where none is under way. A later one by the same name counts."""
+        if self.trainer.batches_done:
+            self._at_next_epoch[name] = change
+        else:
+            change()
 
     def finish_epoch(self, beside=True):
         """The epoch that was trained is over without an evaluation: the next one begins, or the loop ends."""
@@ -51,46 +103,93 @@ class Lifetime:
         """The epoch that was trained is over."""
         trainer = self.trainer
         trainer.should_stop = trainer.world.any(trainer.should_stop)
+        trainer.lr_schedule.finish_epoch(self.open_epoch)
         trainer.epochs_done, trainer.batches_done, self.open_epoch = self.open_epoch, 0, None
         trainer.running_losses.reset()
 
-    def finish_evaluation(self, save_per_epochs):
-        """The epoch was evaluated and noted: it is over, and saved."""
-        self.evaluated_epoch, self.half_evaluated = self.trainer.epoch, False
-        if self.open_epoch is not None:
-            self.count_epoch()
-        self.checkpoints.save_epoch(save_per_epochs)
+    @property
+    def is_mid_epoch(self):
+        """Something of the present epoch is left to train."""
+        return self.open_epoch is None and self.trainer.epoch > self.trainer.epochs_done
 
-    def went_back(self):
-        """A checkpoint was loaded: no epoch is open, and what it holds is on the disk."""
-        self.open_epoch = self.evaluated_epoch = None
-        self.half_evaluated, self.checkpoints.saved_step = False, self.trainer.global_step
+    def finish_evaluation(self, save_per_epochs):
+        """The epoch was evaluated and noted: it is over, and saved. One that is under way goes on, and is saved as soon as
+        the running update is done."""
+        self.half_evaluated = False
+        if self.is_mid_epoch and (self.trainer.batches_done or self._depth > 1):
+            self.checkpoints.save_soon()
+        else:
+            self.evaluated_epoch = self.trainer.epoch
+            if self.open_epoch is not None:
+                self.count_epoch()
+            self.checkpoints.save_epoch(save_per_epochs)
+        if not self.will_be_closed:
+            self.checkpoints.wait()  # a plain loop, behind which nobody waits
+
+    def went_back(self, only_looks):
+        """A checkpoint was loaded: no epoch is open, and what it holds is on the disk.
+
+        Args:
+            only_looks: it held the weights alone, which are no state to continue from until training goes on with them.
+        """
+        self.open_epoch = self.evaluated_epoch = self._cut_epoch = self._left = None
+        self.only_looks = only_looks
+        self.half_evaluated = False
+        self.checkpoints.continue_from_here()
 
     # --- leaving --------------------------------------------------------------------------------------------------
 
     def leave_when_asked(self):
-        """After SIGTERM or Ctrl-C: save where training stands and end the process.
+        """After SIGTERM or Ctrl-C: save where training stands, and end the process, or in an interactive session the cell.
 
         Raises:
             SystemExit: with 143 or 130.
+            KeyboardInterrupt: in an interactive session.
         """
         if self.stop_request.signal:
             self._leave()
 
     def _leave(self):
-        self.checkpoints.save_last(beside=False)
-        self.open_epoch = None
+        """What was asked for is done then: the trainer may be used on."""
+        if self._has_more_than_the_disk():
+            self.checkpoints.save_last(beside=False)
+        self._set_epoch_aside()
+        self._note_place()
         self.close()
+        number = self.stop_request.take()
         saved = "not saved" if self.checkpoints.has_failures() else "saved"
-        self.say(f"Stopped by a signal; {saved} at {self.where()} in {self.trainer.ckpt_dir}. load_state('auto') continues.")
-        raise SystemExit(self.stop_request.exit_code)
+        saved = f"{saved} at {self.where()} in {self.trainer.ckpt_dir}."
+        if is_interactive() and number == signal.SIGINT:
+            again = "" if self._cut_epoch is None else f" The evaluation of epoch {self._cut_epoch} will be done again."
+            self.say(f"Interrupted; {saved}{again} This trainer can be used at once, and goes on from there.")
+        else:
+            self.say(f"Stopped by a signal; {saved} load_state('auto') continues.")
+        raise ending(number) from None
+
+    def _has_more_than_the_disk(self):
+        """Whether anything happened since the newest save that continuing needs."""
+        is_newer = self.trainer.global_step != self.checkpoints.saved_step or self.open_epoch is not None
+        return not self.only_looks and (is_newer or not self.trainer.path_of("last.pth").exists())
+
+    def _set_epoch_aside(self):
+        """The epoch that was trained is not evaluated for now."""
+        if self.open_epoch is not None:
+            self._cut_epoch, self.open_epoch = self.open_epoch, None
+
+    def _note_place(self):
+        """Between two updates: from here the same trainer goes on, in this process, to the same bits."""
+        trainer = self.trainer
+        trainer.stepper.is_between_updates = True
+        if self._left is None:  # else nothing was trained since
+            place = trainer.train_batches.state_dict() if trainer.train_batches.is_at(trainer.batches_done) else None
+            self._left = capture_rng(), trainer.train_batches, place
 
     def until_asked_to_leave(self, batches):
-        """The batches of an evaluation; a signal ends it between two of them, see ``undone_when_cut_short``. Several
-        processes, which may have different numbers of batches, finish it."""
+        """The batches of an evaluation; a signal ends it between two of them, see ``undone_when_cut_short``. One within an
+        epoch is finished, and so is that of several processes, which may have different numbers of batches."""
         for batch in batches:
             yield batch
-            if self.stop_request.signal and self.trainer.world.size == 1:
+            if self.stop_request.signal and self.trainer.world.size == 1 and self._depth == 1:
                 raise _AskedToLeave
 
     @contextmanager
@@ -100,7 +199,7 @@ class Lifetime:
         rng, counter = capture_rng(), self.trainer.global_step_eval
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             if not self.half_evaluated:
                 restore_rng(rng)
                 self.trainer.global_step_eval = counter
@@ -114,26 +213,37 @@ class Lifetime:
     def session(self):
         """Around whatever trains or evaluates. After an error everything is closed, and the traceback stands in the log."""
         trainer = self.trainer
-        trainer.stdout_logger.install()
+        trainer.stdout_logger.install_for_cell()
         self.stop_request.install()
         self._is_closed = False
+        self._depth += 1
         try:
             yield
-        except SystemExit:
+            if self._depth == 1 and is_interactive():
+                self.leave_when_asked()  # not in another cell, later
+        except (SystemExit, Interrupted):
             self.close()
             raise
         except BaseException as error:
             trainer.stdout_logger.write_traceback(error)
             trainer.world.fail(error)
             self._save_after(error)
-            self.open_epoch = None  # it was saved, or is no state to save
+            self._set_epoch_aside()  # it was saved, or is no state to save
             try:
                 self.close()
             except Exception as failure:
                 print(f"While closing after that error: {type(failure).__name__}: {failure}")
             if trainer.world.is_lost(error):
                 self._end_with_the_others(error)
+            if isinstance(error, KeyboardInterrupt):
+                self._tell_what_is_lost()
+            if isinstance(error, KeyboardInterrupt) or is_interactive():
+                self.stop_request.drop_interrupt()
             raise
+        finally:
+            self._depth -= 1
+            if self._depth == 0 and is_interactive():
+                self.stop_request.restore()  # between two cells Ctrl-C is no request to this trainer
 
     def _save_after(self, error):
         """Somebody's code raised: nothing of the training until then is lost. What is not exact is written to a file that
@@ -155,6 +265,18 @@ class Lifetime:
         except Exception as failure:  # a GPU that is gone, a full disk: the first error is the one to show
             print(f"The state after the error could not be saved: {type(failure).__name__}: {failure}")
 
+    def _tell_what_is_lost(self):
+        """After a Ctrl-C that waited for nothing."""
+        trainer = self.trainer
+        kept = f"The newest save is of update {self.checkpoints.saved_step}"
+        if not trainer.path_of("last.pth").exists():
+            kept = "Nothing was saved yet"
+        if trainer.world.size > 1 or self._is_exact():
+            self.say(f"Interrupted at once, at {self.where()}, which was not saved. {kept}. This trainer goes on from here.")
+        else:
+            self.say(f"Interrupted at once, in the middle of what follows {self.where()}. {kept}. This trainer begins that "
+                     "again, but not to the same bits; load_state('auto') goes back to the save.")
+
     def _is_exact(self):
         """Between two updates, while data is read or an evaluation runs. Within an update random numbers were drawn and
         statistics moved; a noted evaluation moved best values, schedules and callbacks."""
@@ -172,7 +294,7 @@ class Lifetime:
     def close(self):
         """Save an epoch that was not evaluated, try once more what could not be saved, run the callbacks' clean-up, give
         stdout back. Safe to call twice; a later session opens everything again."""
-        trainer = self.trainer
+        trainer, self.will_be_closed = self.trainer, False
         if self._is_closed:
             if trainer.stdout_logger is not None:
                 trainer.stdout_logger.restore()
@@ -193,7 +315,7 @@ class Lifetime:
     def _save_what_is_left(self):
         if self.open_epoch is not None and self.trainer.eval_loader is not None:
             self.checkpoints.save_last(beside=False)  # all its batches are done: continuing goes on with its evaluation
-            self.open_epoch = None
+            self._set_epoch_aside()
         self.finish_epoch(beside=False)
         self.checkpoints.close()
         if self.checkpoints.last_failed() and self._is_exact() and self.trainer.world.size == 1:

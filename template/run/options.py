@@ -12,18 +12,27 @@
 the command line, hand the same dataclass to ``jsonargparse.CLI``.
 """
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import types
 import typing
+from collections.abc import Sequence
+
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = typing.TypeVar("T")
+OptionsT = typing.TypeVar("OptionsT", bound="DataclassInstance")
 
 
-def option(default, help_text):
+def option(default: T, help_text: str) -> T:
     """A dataclass field with a default and the text that ``--help`` shows."""
     return dataclasses.field(default=default, metadata={"help": help_text})
 
 
-def parse_options(options_class, argv=None):
+def parse_options(options_class: type[OptionsT], argv: Sequence[str] | None = None) -> OptionsT:
     """Build an ``options_class`` from the command line.
 
     Args:

@@ -7,6 +7,7 @@ so. It touches no weight and no name: checkpoints are those of the plain model.
 """
 
 import time
+from typing import Any
 
 import torch
 
@@ -47,9 +48,9 @@ def _compiled(model, mode):
 class TellCompiling(Callback):
     """Says how long the first update took, and after each epoch how many graphs were compiled in it."""
 
-    def __init__(self):
-        self._started = None  # seconds, on time.perf_counter's clock; None before and after the first update
-        self._graphs = None   # compiled until the last look
+    def __init__(self) -> None:
+        self._started: Any = None  # seconds, on time.perf_counter's clock; None before and after the first update
+        self._graphs: Any = None   # compiled until the last look
 
     def on_train_start(self, model):
         if self._graphs is None:

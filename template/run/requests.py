@@ -20,10 +20,13 @@ import torch
 from ..checkpoint import files, saver, sharded, state
 from ..data.loaders import make_batches
 from ..data.nested import loader_length
-from ..metrics.one_forward import eval_mode
+from ..data.seeding import rng_kept
+from ..metrics.modes import eval_mode
 from ..output import run_folder
 from ..output.event_writer import make_writer
 from ..output.summary import print_summary
+from ..update.lr_scheduler import set_rate
+from ..update.schedule_free import averaged, averaged_to_continue, loading
 from . import checks
 from .defaults import input_of, parameter_dtype
 
@@ -46,10 +49,10 @@ def predict(trainer: TemplateModel, loader: Iterable[Any]) -> torch.Tensor:
             counts as one batch.
     """
     device = torch.device(trainer.device)
-    batches = [loader.to(device)] if isinstance(loader, torch.Tensor) else make_batches(loader, 0, device).epoch(0)
     dtype = parameter_dtype(trainer.model_list)
     autocast = trainer.autocast if trainer.stepper is not None else nullcontext
-    with eval_mode(trainer.model_list), torch.no_grad(), autocast():
+    with averaged(trainer.optimizer_list or ()), rng_kept(), eval_mode(trainer.model_list), torch.no_grad(), autocast():
+        batches = [loader.to(device)] if isinstance(loader, torch.Tensor) else make_batches(loader, 0, device).epoch(0)
         return torch.cat([trainer.inference(input_of(batch, dtype)).cpu() for batch in batches])
 
 
@@ -65,8 +68,9 @@ def save_state(trainer: TemplateModel, fname: str | Path, optim: bool = True) ->
     """Write models, counters and best values to ``fname``; ``optim`` adds all that continuing needs."""
     checks.require_init(trainer)
     trainer.checkpoints.wait()
-    saved = state.collect(trainer, optim)
-    trainer.world.from_main(lambda: files.write(saved, fname))
+    with (averaged_to_continue if optim else averaged)(trainer.optimizer_list):
+        saved = state.collect(trainer, optim)
+        trainer.world.from_main(lambda: files.write(saved, fname))
     print(f"save model state at {fname}")
 
 
@@ -101,15 +105,17 @@ def load_state(trainer: TemplateModel, fname: str | Path, optim: bool = True, lr
     if optim and not {"optimizer_list0", "shards"} & saved.keys():
         optim = False
         print(f"{path} holds weights only: optimizers, schedules and the order of data stay as they are.")
-    notes = state.apply(trainer, saved, optim, strict)
-    trainer.lifetime.went_back()
+    with loading(trainer.optimizer_list or (), resumes=optim):
+        notes = state.apply(trainer, saved, optim, strict)
+    trainer.lifetime.went_back(only_looks=not optim)
     if optim and (fname == "auto" or path.name == "last.pth"):
         if trainer.is_main:
             files.continue_in(trainer, path.parent, saved)
-        trainer.ckpt_dir, trainer.run_name = trainer.world.share((trainer.ckpt_dir, trainer.run_name))
+        ckpt_dir, run_name = trainer.world.share((trainer.ckpt_dir, trainer.run_name))
+        vars(trainer).update(ckpt_dir=ckpt_dir, run_name=run_name)
     if optim and saved.get("seed") not in (None, trainer.seed):
         notes.append(f"seed {saved['seed']} instead of {trainer.seed}: the order of data goes on as it began")
-        trainer.seed = saved["seed"]
+        vars(trainer)["seed"] = saved["seed"]  # an assignment would be refused
         trainer.train_batches.set_seed(trainer.seed)
         trainer.evaluator.set_seed(trainer.seed)
     if lr_list is not None:
@@ -120,7 +126,36 @@ def load_state(trainer: TemplateModel, fname: str | Path, optim: bool = True, lr
     return str(path)
 
 
-def _find_state(trainer, name):
+def use_best(trainer: TemplateModel) -> str:
+    """Put the weights of ``best.pth`` into the models, to predict, test or export with them.
+
+    It touches no counter and no file: what ``eval``, ``test`` and ``predict`` find then is noted nowhere, and the newest
+    checkpoint stays the training's. ``load_state`` is the other wish: to go back to a place in the training.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        FileNotFoundError: there is no ``best.pth`` yet; ``eval()`` writes it.
+    """
+    checks.require_init(trainer)
+    trainer.lifetime.finish_epoch(beside=False)
+    trainer.checkpoints.wait()
+    path, saved = _find_state(trainer, "best")
+    with loading(trainer.optimizer_list, resumes=False):
+        state.apply_weights(trainer, saved)
+    trainer.lifetime.only_looks = True
+    print(f"use the weights of {path}: {_best_in_words(saved)}")
+    return str(path)
+
+
+def _best_in_words(saved):
+    key, epoch = saved.get("key_metric"), saved.get("epoch")
+    value = saved.get("best_metric", {}).get(key)
+    return f"epoch {epoch}" if value is None else f"epoch {epoch}, {key} {value:.6g}"
+
+
+def _find_state(trainer, name) -> tuple[Any, Any]:
     """``(path, state)``, or two None; rank 0 decides, every rank reads."""
     found = {}
 
@@ -138,7 +173,8 @@ def save_model(trainer: TemplateModel, fname: str | Path) -> None:
     """Pickle the whole modules as ``{"model0": …}``: ``torch.load(fname, weights_only=False)`` gives them back where
     their classes can be imported. For a file that outlives the code, use ``save_state``."""
     models = {f"model{i}": state.unwrap(model) for i, model in enumerate(trainer.model_list)}
-    trainer.world.from_main(lambda: torch.save(models, fname))
+    with averaged(trainer.optimizer_list or ()):
+        trainer.world.from_main(lambda: torch.save(models, fname))
     print(f"save model at {fname}")
 
 
@@ -181,9 +217,9 @@ def change_lr(trainer: TemplateModel, lr_list: Sequence[float]) -> None:
     if len(lr_list) != len(trainer.optimizer_list):
         raise ValueError(f"lr_list needs one rate per optimizer ({len(trainer.optimizer_list)}), got {lr_list!r}.")
     for index, (optimizer, lr) in enumerate(zip(trainer.optimizer_list, lr_list)):
-        ratios = [lr / group["lr"] if group["lr"] else 1.0 for group in optimizer.param_groups]
+        ratios = [lr / float(group["lr"]) if group["lr"] else 1.0 for group in optimizer.param_groups]
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            set_rate(group, lr)
         if trainer.lr_schedule is not None:
             trainer.lr_schedule.rescale(index, ratios)
 
@@ -215,7 +251,7 @@ def print_best_metrics(trainer: TemplateModel) -> None:
 
 def print_final_lr(trainer: TemplateModel) -> None:
     """Print the present learning rates of every optimizer."""
-    rates = ([group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizer_list)
+    rates = ([float(group["lr"]) for group in optimizer.param_groups] for optimizer in trainer.optimizer_list)
     trainer.lifetime.say("Final learning rate:", *(f"  optimizer {i}: {own}" for i, own in enumerate(rates)))
 
 
@@ -248,6 +284,8 @@ class OtherName:
 
 
 def adopt_old_names(trainer: TemplateModel) -> None:
-    """``train_loss_per_batch`` was ``loss_per_batch`` in the first version of 2021."""
+    """In 2021 ``test_loader`` was what is evaluated, and ``train_loss_per_batch`` another name of ``loss_per_batch``."""
+    if trainer.eval_loader is None:
+        trainer.eval_loader = trainer.test_loader
     if hasattr(trainer, "train_loss_per_batch"):
         trainer.loss_per_batch = trainer.train_loss_per_batch  # type: ignore[method-assign]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..data.loaders import make_batches
-from ..data.seeding import draw_seed, seed_everything
+from ..data.seeding import seed_everything, seed_of_run
 from ..data.shares import Share
 from ..hooks import Hooks
 from ..metrics.best import better_when
@@ -24,7 +24,8 @@ from ..output import run_folder
 from ..output.logger import Logger
 from ..parallel import ranks
 from ..parallel.gradients import make_parallel
-from ..update.guard import SkipGuard, tell_skipped
+from ..update import schedule_free
+from ..update.guard import make_guard
 from ..update.schedule import build_schedule
 from ..update.stepper import Stepper
 from . import checks
@@ -46,18 +47,21 @@ def set_up(trainer: TemplateModel, callbacks, overrides, log_name, clean_log, ar
     """
     device = _meet_others(trainer)
     _prepare_models(trainer, device)
-    seed = trainer.world.share(draw_seed() if trainer.seed is None else trainer.seed)
+    seed, reached_weights = trainer.world.share(seed_of_run(trainer.seed))
     trainer.seed = seed_everything(seed, trainer.deterministic, trainer.world.rank)
+    seed_of_run(seed)  # and the next trainer gets one of its own
     parallel = None
     if trainer.world.size > 1:
         parallel = make_parallel(trainer, device, overrides("train_step"), overrides("count_samples"))
         trainer.is_sharded = parallel.is_sharded
+    if trainer.is_sharded:
+        schedule_free.refuse_sharded(trainer.optimizer_list)
 
     share = Share(trainer.world.rank, trainer.world.size)
     trainer.train_batches = make_batches(trainer.train_loader, trainer.seed, device, trainer.slice_tensors, share)
-    only_train_step = overrides("train_step") and trainer.criterion is None
-    trainer.evaluator = Evaluator(trainer, has_loss=not only_train_step or overrides("loss_per_batch"))
+    trainer.evaluator = Evaluator(trainer, overrides)
     trainer.evaluator.set_loader(trainer.eval_loader)
+    trainer.evaluator.set_test_loader(trainer.test_loader)
 
     trainer.lr_schedule = build_schedule(trainer, trainer.updates_per_epoch(), better_when(trainer, trainer.key_metric))
     trainer.stepper = _stepper(trainer, device, parallel)
@@ -65,11 +69,16 @@ def set_up(trainer: TemplateModel, callbacks, overrides, log_name, clean_log, ar
     hooks = Hooks([*callbacks, *extra])
     _open_run(trainer, log_name, clean_log, arg, use_tb)
     trainer.hooks = hooks  # from here on check_init counts as done
-    trainer.checkpoints.start_clock()
+    trainer.checkpoints.begin(replaces_run=trainer.overwrite)
     if trainer.is_main:
         run_folder.announce(trainer)
+    if not reached_weights:
+        print(f"  Weights that were drawn before do not come from seed {seed}. To repeat them too, call "
+              f"seed_everything({seed}) before you build the models.")
     for note in trainer.train_batches.notes():
         print(f"  not exact when continued: {note}")
+    for note in schedule_free.notes(trainer.model_list, trainer.optimizer_list):
+        print(f"  {note}")
 
 
 def _meet_others(trainer):
@@ -97,9 +106,7 @@ def _stepper(trainer, device, parallel):
         for call in trainer.hooks.on_before_step:
             call(trainer)
 
-    guard = None
-    if trainer.skip_non_finite:
-        guard = SkipGuard(trainer.skip_non_finite, lambda in_a_row: tell_skipped(trainer, in_a_row), trainer.world)
+    guard = make_guard(trainer, trainer.skip_non_finite)
     return Stepper(trainer.optimizer_list, device, trainer.accumulate_steps, trainer.amp, trainer.clip_grad,
                    trainer.count_samples, before_step, trainer.lr_schedule.after_update, guard, parallel)
 
@@ -108,11 +115,13 @@ def _open_run(trainer, log_name, clean_log, arg, use_tb):
     """Folder, log and options of the run; nothing is written before all that can be refused was looked at."""
     world = trainer.world
     trainer.started_in = os.getcwd()
-    trainer.ckpt_dir, trainer.run_name = world.from_main(lambda: run_folder.prepare(trainer.ckpt_dir, trainer.run_name))
+    trainer.asked_dir = str(trainer.ckpt_dir)
+    trainer.ckpt_dir, trainer.run_name = world.from_main(
+        lambda: run_folder.prepare(trainer.asked_dir, trainer.run_name, trainer.overwrite))
     trainer.stdout_logger = Logger(trainer.path_of(log_name) if world.is_main else os.devnull)
     if clean_log and world.is_main:
         trainer.stdout_logger.clean()
-    trainer.stdout_logger.install()
+    trainer.stdout_logger.install_for_cell()
     atexit.register(_close_if_alive, weakref.ref(trainer))
     if not (use_tb and world.is_main):
         trainer.writer = None

@@ -6,17 +6,32 @@
         if request.signal: save, and leave with request.exit_code
 
 The first one lets the running update finish, so that what is saved is exact; a second Ctrl-C interrupts at once. Cluster
-schedulers send SIGTERM some time before they kill.
+schedulers send SIGTERM some time before they kill. What the loop raises then ends a script, but of a notebook only the cell.
 """
 
+import multiprocessing
 import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 
 from ..parallel.ranks import Alone
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def is_interactive():
+    """Whether a person types the commands of this process: in a notebook, in IPython, under ``python -i``."""
+    is_session = hasattr(sys, "ps1") or sys.flags.inspect  # the prompt of a script under -i comes after it
+    return bool(is_session) and multiprocessing.parent_process() is None  # what a notebook starts inherits its modules
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ends a cell or a command of an interactive session, after the state was saved and that was said."""
+
+    def _render_traceback_(self):  # what IPython shows in place of the frames
+        return ["KeyboardInterrupt"]
 
 
 class StopRequest:
@@ -32,10 +47,16 @@ class StopRequest:
         """Its number, once one came and all ranks know of it."""
         return self.world.signal
 
-    @property
-    def exit_code(self):
-        """What a shell reports of a process that the signal ended: 143 for SIGTERM, 130 for Ctrl-C."""
-        return 128 + self.signal
+    def take(self):
+        """Its number, once more: from now on nothing is asked for, the process may train again."""
+        number = self.signal
+        self.world.forget_signal()
+        return number
+
+    def drop_interrupt(self):
+        """A Ctrl-C that has come is answered by what is raised now."""
+        if self.world.wish == signal.SIGINT:
+            self.world.forget_signal()
 
     def install(self):
         if not self._before and threading.current_thread() is threading.main_thread():
@@ -61,5 +82,21 @@ class StopRequest:
             raise KeyboardInterrupt
         self.world.wish = number
         how = "; again: leaves at once" if number == signal.SIGINT and self.world.size == 1 else ""
-        # not print(): the signal may have come in the middle of one
-        os.write(sys.__stderr__.fileno(), f"\n{signal.Signals(number).name}: saves after this update{how}.\n".encode())
+        with suppress(AttributeError, OSError, ValueError):  # there is no stderr, or nothing behind it
+            # not print(): the signal may have come in the middle of one
+            os.write(sys.__stderr__.fileno(), f"\n{signal.Signals(number).name}: saves after this update{how}.\n".encode())
+
+
+def ending(number):
+    """What the loop raises after it saved for a signal.
+
+    Returns:
+        SystemExit with what a shell reports of a process that the signal ended, 143 for SIGTERM and 130 for Ctrl-C; in an
+        interactive session, which goes on after a Ctrl-C, ``Interrupted``.
+    """
+    if is_interactive() and number == signal.SIGINT:
+        return Interrupted()
+    if is_interactive():  # where SystemExit ends nothing: the signal goes to whom it would have gone to without us
+        sys.stdout.flush()
+        signal.raise_signal(number)
+    return SystemExit(128 + number)

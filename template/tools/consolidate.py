@@ -5,13 +5,16 @@
 It needs no GPU and no other process; what it writes loads everywhere, with one process as with many.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
+from pathlib import Path
 
 from ..checkpoint import files, sharded
 
 
-def consolidate(source, target):
+def consolidate(source: str | Path, target: str | Path) -> None:
     """Join the parts that ``source`` names into ``target``.
 
     Raises:
@@ -24,7 +27,7 @@ def consolidate(source, target):
     files.write(sharded.plain_state(state), target)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="a checkpoint of a run with parallel='fsdp'")
     parser.add_argument("target", help="the file to write")

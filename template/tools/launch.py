@@ -10,13 +10,19 @@
 It is torchrun's own launcher in this process. In a terminal use torchrun itself.
 """
 
+from __future__ import annotations
+
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
+T = TypeVar("T")
 
-def launch(function, num_processes, *args, max_restarts=0, **kwargs):
+
+def launch(function: Callable[..., T], num_processes: int, *args: Any, max_restarts: int = 0, **kwargs: Any) -> dict[int, T]:
     """Run ``function(*args, **kwargs)`` in new processes of this machine, which train together.
 
     Args:

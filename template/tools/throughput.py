@@ -7,9 +7,12 @@ Weights, optimizers, random numbers and counters are as before when it returns; 
 about evaluation, and on a machine that does other things meanwhile its times are theirs too.
 """
 
+from __future__ import annotations
+
 import itertools
 import os
 import time
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,8 +20,13 @@ from torch.utils.data import DataLoader
 
 from ..checkpoint.plain_data import HostCopy
 from ..checkpoint.state import apply, collect
+from ..metrics.modes import modes_of, restore_modes
 from ..run.checks import require_init
+from ..update.schedule_free import averaged, loading
 from ..update.stepper import make_clip
+
+if TYPE_CHECKING:
+    from ..template import TemplateModel
 
 _WARM_UP = 3                # updates that are not counted
 _SECONDS_EACH = 5.0         # at most, for each of the measurements
@@ -27,7 +35,7 @@ _WAITS_FOR_DATA = 0.2       # from this share of the time on, data is the limit
 _SAME_FOR_ANY_BATCH = 0.6   # from this share of an update on, the host is
 
 
-def throughput(model):
+def throughput(model: TemplateModel) -> dict[str, Any]:
     """Measure a ``TemplateModel`` after ``check_init``.
 
     Returns:
@@ -36,26 +44,32 @@ def throughput(model):
         "limit": "data", "host" or "device".
     """
     require_init(model)
+    with averaged(model.optimizer_list):
+        figures = _measured(model)
+    figures["limit"] = _limit(figures)
+    _tell(model, figures)
+    return figures
+
+
+def _measured(model):
+    """The times, with everything as before."""
     before, stepper, speed = HostCopy().fill(collect(model)), model.stepper, dict(vars(model.stepper.speed))
     moments = stepper.before_step, stepper.after_update, stepper.clip
     stepper.before_step = stepper.after_update = lambda: None
     stepper.clip = make_clip(model.clip_grad)
-    modes = [(part, part.training) for models in model.model_list for part in models.modules()]
+    modes = modes_of(model.model_list)
     try:
         for part in model.model_list:
             part.train()
-        figures = _measure(model)
+        return _measure(model)
     finally:
         stepper.before_step, stepper.after_update, stepper.clip = moments
         for optimizer in model.optimizer_list:
             optimizer.zero_grad()
-        apply(model, before)
+        with loading(model.optimizer_list, resumes=False):
+            apply(model, before)
         vars(stepper.speed).update(speed)
-        for part, training in modes:
-            part.training = training
-    figures["limit"] = _limit(figures)
-    _tell(model, figures)
-    return figures
+        restore_modes(modes)
 
 
 def _measure(model):

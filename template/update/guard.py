@@ -34,8 +34,8 @@ def fetch_losses(trainer: TemplateModel):
     window = trainer.running_losses.fetch()
     if trainer.skip_non_finite:
         window[:] = [entry for entry in window if math.isfinite(entry[0]["tol_loss"])]
-    for position, (losses, _) in enumerate(window):
-        if not math.isfinite(losses["tol_loss"]):
+    for position, (losses, num_samples) in enumerate(window):
+        if num_samples and not math.isfinite(losses["tol_loss"]):  # a mean over nothing is no number
             batch = trainer.batches_done - len(window) + position + 1
             raise FloatingPointError(
                 f"The loss must stay finite; it is {losses['tol_loss']} in epoch {trainer.epoch}, batch {batch} (all "
@@ -91,6 +91,10 @@ class SkipGuard:
         self._refused = self._refused or not fine
         return fine
 
+    def forget_group(self):
+        """An error cut it short."""
+        self._losses, self._refused = [], False
+
     def finish_group(self):
         self._losses = []
         self._in_a_row = self._in_a_row + 1 if self._refused else 0
@@ -98,6 +102,11 @@ class SkipGuard:
             self._refused = False
             self.skipped += 1
             self.tell(self._in_a_row)
+
+
+def make_guard(trainer: TemplateModel, limit: int) -> SkipGuard | None:
+    """The guard of a ``TemplateModel`` that skips up to ``limit`` updates in a row; None where it shall skip none."""
+    return SkipGuard(limit, lambda in_a_row: tell_skipped(trainer, in_a_row), trainer.world) if limit else None
 
 
 def _values(gradient):

@@ -8,8 +8,13 @@ The schedule starts when the warm-up is over: its first rate is the optimizer's 
 they belong to, so the first update already runs at the warmed-up rate.
 """
 
-import math
+from __future__ import annotations
 
+import math
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau, StepLR
 
 WARM_UP_MODES = ("linear", "exponential", "constant")
@@ -41,8 +46,9 @@ class WarmUpLR(LRScheduler):
     Source: momentum and bias warm-up as in the YOLOv5 training script (Ultralytics, 2020).
     """
 
-    def __init__(self, optimizer, total_epoch, init_lr=1e-6, mode="linear", last_epoch=-1, verbose=False,
-                 init_momentum=None, init_bias_lr=None):
+    def __init__(self, optimizer: Optimizer, total_epoch: int, init_lr: float = 1e-6, mode: str = "linear",
+                 last_epoch: int = -1, verbose: bool = False, init_momentum: float | None = None,
+                 init_bias_lr: float | None = None) -> None:
         if mode not in WARM_UP_MODES:
             raise ValueError(f"Warm-up mode must be one of {list(WARM_UP_MODES)}, got {mode!r}.")
         for group in optimizer.param_groups:
@@ -71,10 +77,10 @@ class WarmUpLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     @property
-    def finished(self):
+    def finished(self) -> bool:
         return self.last_epoch >= self.total_epoch
 
-    def get_lr(self):
+    def get_lr(self) -> list[Any]:
         self._set_momentum()
         return [self._rate(base, group) for base, group in zip(self.base_lrs, self.optimizer.param_groups)]
 
@@ -104,6 +110,14 @@ class WarmUpLR(LRScheduler):
 
 def _momentum(group):
     return group["momentum"] if "momentum" in group else group.get("betas", (0.0,))[0]
+
+
+def set_rate(group: dict[str, Any], rate: Any) -> None:
+    """Set the rate of a parameter group; one that is a tensor stays that tensor, which compiled steps and graphs hold."""
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 # --- the named schedules: factor of the base rate at share s in [0, 1] of the run -----------------------------------
@@ -147,7 +161,7 @@ SCHEDULES = ("metric", "loss", "step", "annealing", *FACTORS)
 
 
 class NamedSchedule(LRScheduler):
-    """base rate x factor(steps taken / total), a closed form: any step can be asked for or restored on its own.
+    """base rate x factor(share of the run that is done), a closed form: any step can be asked for or restored on its own.
 
     Args:
         optimizer: the optimizer whose present rates are the base.
@@ -159,18 +173,46 @@ class NamedSchedule(LRScheduler):
 
     def __init__(self, optimizer, name, total=0, **args):
         self.name = name
-        self.total = total
+        self.total = total       # the step at which the run ends
+        self.since = 0           # the step from which on it is planned to end there
+        self.share_since = 0.0   # of the run that was done by then
+        self.earlier = None      # [since, share_since, total] of the plan that this one replaced at step ``since``
         self.args = args
         super().__init__(optimizer)
 
     def get_lr(self):
-        share = min(self.last_epoch / self.total, 1.0) if self.total else 0.0
-        factor = FACTORS[self.name](share, **self.args)
+        factor = FACTORS[self.name](self.share(), **self.args)
         return [base * factor for base in self.base_lrs]
 
+    def share(self):
+        """How much of the run is done, in [0, 1]."""
+        if not self.total:
+            return 0.0
+        if self.last_epoch >= self.total:
+            return 1.0
+        return self.share_since + (1 - self.share_since) * (self.last_epoch - self.since) / (self.total - self.since)
+
+    def follow(self, total):
+        """The run ends at step ``total``, and the schedule is that of such a run from its first step on."""
+        self.since, self.share_since, self.earlier, self.total = 0, 0.0, None, total
+
+    def end_at(self, total):
+        """The run ends at step ``total``: from the present rate on the schedule goes there faster or slower.
+
+        Of several changes between two steps only the last one counts.
+        """
+        is_again = self.earlier is not None and self.since == self.last_epoch
+        before = self.earlier if is_again else [self.since, self.share_since, self.total]
+        self.since, self.share_since, self.total = before
+        self.earlier = None
+        share = self.share()
+        if share >= 1.0:  # it was at its end, too early
+            self.follow(total)
+        elif total != self.total:
+            self.since, self.share_since, self.earlier, self.total = self.last_epoch, share, list(before), total
+
     def load_state_dict(self, state_dict):
-        """A length that is known already stays: a resumed run may be longer than it was planned."""
-        super().load_state_dict({**state_dict, "total": self.total or state_dict.get("total", 0)})
+        super().load_state_dict({"since": 0, "share_since": 0.0, "earlier": None, **state_dict})
 
 
 def build_scheduler(optimizer, kind, args, key_metric_mode="max"):

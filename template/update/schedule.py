@@ -1,27 +1,43 @@
 """When learning rates change: warm-up first, then the schedule, per epoch or per update, each moment once.
 
     schedule = build_schedule(model, updates_per_epoch, "max")   # from a TemplateModel's attributes
+    schedule.begin_epoch(model)                                  # before an epoch's first update
     schedule.after_update()                                      # after each update
     schedule.after_epoch(3, key_metric=0.9, loss=0.3)            # after each epoch, a second time when it was evaluated
+    schedule.replan(model)                                       # when the number of updates has changed
+
+What the rates are stands in ``lr_scheduler.py``; what is known of schedulers that a person built, in ``user_schedulers.py``.
 """
+
+from __future__ import annotations
 
 import math
 import warnings
+from typing import TYPE_CHECKING, Any
 
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+import torch
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
-from .lr_scheduler import FACTORS, NamedSchedule, WarmUpLR, build_scheduler
+from ..data.nested import loader_length
+from .lr_scheduler import FACTORS, NamedSchedule, WarmUpLR, build_scheduler, set_rate
+from .user_schedulers import Watched, counts_updates, length_of
+
+if TYPE_CHECKING:
+    from ..template import TemplateModel
 
 
-def build_schedule(model, updates_per_epoch, key_mode):
+def build_schedule(model: TemplateModel, updates_per_epoch: int | None, key_mode: str) -> Schedule:
     """The ``Schedule`` that a ``TemplateModel``'s attributes ask for; fills its two scheduler lists where they are None.
 
     Args:
         updates_per_epoch: None when the loader has no length.
         key_mode: whether more ("max") or less ("min") of ``key_metric`` is better.
     """
+    for optimizer in model.optimizer_list:
+        _give_each_group_its_own_rate(optimizer)
     interval = model.lr_scheduler_interval or ("update" if model.lr_scheduler_type in FACTORS else "epoch")
     watched = model.lr_scheduler_type if model.lr_scheduler_list is None else None
+    is_given = model.lr_scheduler_list is not None and model.lr_scheduler_interval is None
     if model.lr_scheduler_list is None:
         model.lr_scheduler_list = [build_scheduler(optimizer, model.lr_scheduler_type, model.lr_scheduler_args, key_mode)
                                    for optimizer in model.optimizer_list if model.lr_scheduler_type is not None]
@@ -32,10 +48,22 @@ def build_schedule(model, updates_per_epoch, key_mode):
                      init_momentum=model.warm_up_momentum, init_bias_lr=model.warm_up_bias_lr)
             for optimizer in model.optimizer_list if steps
         ]
-    schedule = Schedule(model.lr_scheduler_list, model.warm_up_scheduler_list, interval, warm_up_interval, watched)
+    schedule = Schedule(model.lr_scheduler_list, model.warm_up_scheduler_list, None if is_given else interval,
+                        warm_up_interval, watched)
+    if model.eval_loader is None:
+        schedule.warn_without_evaluations()
     if model.total_epochs is not None:
-        schedule.set_total(model.total_epochs, updates_per_epoch)
+        schedule.replan(model)
     return schedule
+
+
+def _give_each_group_its_own_rate(optimizer):
+    """torch hands one tensor to all groups that take the optimizer's rate; a rate set for one would be the others' too."""
+    seen = set()
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor) and id(group["lr"]) in seen:
+            group["lr"] = group["lr"].clone()
+        seen.add(id(group["lr"]))
 
 
 def _warm_up_length(model, interval, updates_per_epoch):
@@ -60,59 +88,57 @@ class Schedule:
     Args:
         schedulers: one scheduler per optimizer, or an empty list.
         warm_ups: one ``WarmUpLR`` per optimizer, or an empty list.
-        interval: when the schedulers step, "epoch" or "update".
+        interval: when the schedulers step, "epoch" or "update"; None: what suits each. Plateau schedules always step when an
+            epoch is over: they look at its evaluation.
         warm_up_interval: the same for the warm-up.
         watched: "metric" when plateau schedules follow the key metric; otherwise the loss where their mode is "min".
     """
 
-    def __init__(self, schedulers=(), warm_ups=(), interval="epoch", warm_up_interval="epoch", watched=None):
+    def __init__(self, schedulers=(), warm_ups=(), interval: str | None = "epoch", warm_up_interval="epoch", watched=None):
         self.schedulers = list(schedulers)
         self.warm_ups = list(warm_ups)
         self.interval = interval
         self.warm_up_interval = warm_up_interval
         self.watched = watched
+        self.intervals = [_interval_of(scheduler, interval) for scheduler in self.schedulers]  # None: not known yet
+        self.planned: Any = None  # [total epochs, updates per epoch] that the rates are planned for
+        self.result: Any = None   # [epoch, key metric, loss] of the last evaluation before an epoch was over
         self.last_epoch_stepped = 0
+        self.last_epoch_judged = 0       # by plateau schedules
         self.warm_up_just_ended = False  # by the last update: its epoch is still the warm-up's, not the schedule's
-        self.steps_per_update = bool(self.schedulers and interval == "update"
-                                     or self.warm_ups and warm_up_interval == "update")
+        self._named = [scheduler for scheduler in self.schedulers if isinstance(scheduler, NamedSchedule)]
+        self._watched = [Watched(scheduler, f"lr_scheduler_list[{i}]") for i, scheduler in enumerate(self.schedulers)]
+        self._watched_warm_ups = [Watched(one, f"warm_up_scheduler_list[{i}]") for i, one in enumerate(self.warm_ups)]
+        self._told: set[str] = set()
+        self._fitting: set[str] = set()  # schedulers of a person that ended with the run, as it was planned
+        self._sort()
+
+    def _sort(self):
+        """Which schedulers are asked at which moment."""
+        pairs = list(zip(self.schedulers, self.intervals, self._watched))
+        self._plateaus = [one for scheduler, _, one in pairs if isinstance(scheduler, ReduceLROnPlateau)]
+        self._per_update = tuple(one for _, interval, one in pairs if interval == "update")
+        self._per_epoch = [one for _, interval, one in pairs if interval != "update" and one not in self._plateaus]
+        self.steps_per_update = bool(self._per_update or self.warm_ups and self.warm_up_interval == "update")
 
     @property
     def warming_up(self):
         return any(not warm_up.finished for warm_up in self.warm_ups)
 
-    def set_total(self, total_epochs, updates_per_epoch):
-        """Tell the named schedules how long the run is, the warm-up taken off.
+    # --- the moments ----------------------------------------------------------------------------------------------
 
-        Args:
-            total_epochs: epochs of the whole run, counted from its very first.
-            updates_per_epoch: optimizer updates per epoch; None when the loader has no length.
+    def begin_epoch(self, trainer: TemplateModel) -> None:
+        """An epoch's first update comes next, or one in its middle where a run goes on.
 
         Raises:
-            ValueError: a length is needed and not known.
+            ValueError: a schedule needs the length of the run, and it is not known.
         """
-        named = [scheduler for scheduler in self.schedulers if isinstance(scheduler, NamedSchedule)]
-        if not named:
-            return
-        mixed = bool(self.warm_ups) and self.interval != self.warm_up_interval
-        if updates_per_epoch is None and (self.interval == "update" or mixed):
-            raise ValueError(
-                f"lr_scheduler_type={named[0].name!r} per update needs the number of updates of an epoch, and this "
-                "train_loader has no len(). Set lr_scheduler_interval='epoch', or give the loader a __len__."
-            )
-        scale = {"epoch": 1, "update": updates_per_epoch}
-        total = total_epochs * scale[self.interval]
-        if self.warm_ups:
-            total -= math.floor(self.warm_ups[0].total_epoch * scale[self.interval] / scale[self.warm_up_interval])
-        for scheduler in named:
-            changed = scheduler.total not in (0, max(total, 1))
-            scheduler.total = max(total, 1)
-            if changed and not self.warming_up:  # the end of the shorter run left the rate too low
-                for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr()):
-                    group["lr"] = rate
-
-    def require_total(self):
-        for scheduler in self.schedulers:
-            if isinstance(scheduler, NamedSchedule) and not scheduler.total:
+        for one in (*self._watched, *self._watched_warm_ups):
+            one.begin()
+            one.look()
+        self.replan(trainer)
+        for scheduler in self._named:
+            if not scheduler.total:
                 raise ValueError(
                     f"lr_scheduler_type={scheduler.name!r} needs the length of the run and does not know it. Loop with "
                     "`for epoch in trainer.epochs(n)` or set total_epochs in __init__."
@@ -125,62 +151,196 @@ class Schedule:
         self.warm_up_just_ended = False
         if self.warming_up:
             if self.warm_up_interval == "update":
-                self._step_all(self.warm_ups)
+                _step_all(self._watched_warm_ups)
                 self.warm_up_just_ended = not self.warming_up
-        elif self.interval == "update":
-            self._step_all(self.schedulers)
+        else:
+            _step_all(self._per_update)
+
+    def note_result(self, epoch, key_metric=None, loss=None):
+        """What is known of an epoch before it is over (an evaluation in its middle): it counts if nothing follows."""
+        self.result = [epoch, key_metric, loss]
 
     def after_epoch(self, epoch, key_metric=None, loss=None):
         """Epoch number ``epoch`` was trained, and evaluated where ``key_metric`` or ``loss`` is given.
 
         A plateau schedule waits for the evaluation; asked a second time for one epoch, nothing happens.
         """
-        if epoch <= self.last_epoch_stepped:
+        if epoch > self.last_epoch_stepped:
+            self.last_epoch_stepped = epoch
+            if self.warming_up or self.warm_up_just_ended:
+                self.last_epoch_judged = epoch  # it is the warm-up's
+                if self.warming_up and self.warm_up_interval == "epoch":
+                    _step_all(self._watched_warm_ups)
+            else:
+                _step_all(self._per_epoch)
+        if epoch > self.last_epoch_judged and not (key_metric is None and loss is None):
+            for one in self._plateaus:
+                value = self._plateau_value(one.scheduler, key_metric, loss)
+                if value is None:
+                    raise ValueError(
+                        "ReduceLROnPlateau needs a value: call update_lr_scheduler(key_metric=…) or (avg_batch_loss=…), or "
+                        "leave it to eval()."
+                    )
+                one.step(value)
+            self.last_epoch_judged = epoch
+
+    def finish_epoch(self, epoch):
+        """The epoch is over. Plateau schedules that saw no evaluation at its end take what came before: the last evaluation
+        in its middle, or the training loss where there is nothing to evaluate."""
+        if epoch <= self.last_epoch_judged or not self._plateaus:
             return
-        waits_for_result = any(isinstance(scheduler, ReduceLROnPlateau) for scheduler in self.schedulers)
-        has_result = key_metric is not None or loss is not None
-        if self.warming_up:
-            if self.warm_up_interval == "epoch":
-                self.last_epoch_stepped = epoch
-                self._step_all(self.warm_ups)
-        elif self.warm_up_just_ended:
-            self.last_epoch_stepped = epoch
-        elif self.interval == "epoch" and self.schedulers and has_result >= waits_for_result:
-            self.last_epoch_stepped = epoch
-            for scheduler in self.schedulers:
-                if isinstance(scheduler, ReduceLROnPlateau):
-                    scheduler.step(self._plateau_value(scheduler, key_metric, loss))
-                else:
-                    _step(scheduler)
+        if self.result is None or self.result[0] != epoch:
+            self._tell("not evaluated", f"Epoch {epoch} was not evaluated, so plateau schedules did not step: they count "
+                                        "the epochs that eval() sees.")
+            return
+        for one in self._plateaus:
+            value = self._plateau_value(one.scheduler, *self.result[1:])
+            if value is not None:
+                one.step(value)
+        self.last_epoch_judged = epoch
 
     def _plateau_value(self, scheduler, key_metric, loss):
         """A "max" plateau can only mean the key metric; a "min" one means the loss where there is one."""
-        value = loss if scheduler.mode == "min" and self.watched != "metric" and loss is not None else key_metric
-        if value is None:
-            raise ValueError(
-                "ReduceLROnPlateau needs a value: call update_lr_scheduler(key_metric=…) or (avg_batch_loss=…), or leave "
-                "it to eval()."
-            )
-        return value
+        return loss if scheduler.mode == "min" and self.watched != "metric" and loss is not None else key_metric
 
-    @staticmethod
-    def _step_all(schedulers):
-        for scheduler in schedulers:
-            _step(scheduler)
+    def warn_without_evaluations(self):
+        """The training loss is no key metric."""
+        deaf = [one for one in self._plateaus if one.scheduler.mode == "max" or self.watched == "metric"]
+        if deaf:
+            what = "lr_scheduler_type='metric'" if self.watched else f"{deaf[0].name} (ReduceLROnPlateau, mode='max')"
+            warnings.warn(
+                f"{what} follows an evaluation, and there is no eval_loader: the rate falls only when you call "
+                "update_lr_scheduler(key_metric=…). Set eval_loader, or lr_scheduler_type='loss', which then follows the "
+                "training loss.", UserWarning, stacklevel=2)
+
+    # --- the length of the run ------------------------------------------------------------------------------------
+
+    def replan(self, trainer: TemplateModel, total_epochs: int | None = None, accumulate_steps: int | None = None) -> None:
+        """How long the run is may have changed. A run that was made longer follows the longer schedule; where an epoch has
+        another number of updates, the named schedules go on from the present rate and end with the run.
+
+        Args:
+            total_epochs: epochs of the whole run, counted from its very first; None: what the trainer has.
+            accumulate_steps: batches per update from now on; None: what the trainer has.
+
+        Raises:
+            ValueError: a length is needed and not known.
+        """
+        before = self.planned[0] if self.planned is not None else None
+        left = Left(trainer, total_epochs or trainer.total_epochs or before, accumulate_steps)
+        if None in self.intervals:
+            self._decide(left)
+        if trainer.hooks is not None:  # else there is no log yet
+            self._tell_of_lengths(left)
+        if left.total_epochs is None:
+            return
+        is_other_run = self.planned is None or self.planned[0] != left.total_epochs
+        is_other_epoch = not is_other_run and self.planned[1] != left.updates_per_epoch
+        self.planned = [left.total_epochs, left.updates_per_epoch]
+        for scheduler in self._named:
+            end = max(scheduler.last_epoch + self._steps_left(left), 1)
+            if is_other_run:
+                self._follow(scheduler, end)
+            elif end != scheduler.total and (is_other_epoch or not left.is_mid_epoch):
+                scheduler.end_at(end)
+
+    def _follow(self, scheduler, end):
+        is_changed = scheduler.total not in (0, end)
+        scheduler.follow(end)
+        if is_changed and not self.warming_up:  # the end of the shorter run left the rate too low
+            for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr()):
+                set_rate(group, rate)
+
+    def _steps_left(self, left):
+        """Of the named schedules, the warm-up taken off."""
+        interval = self.interval or "epoch"
+        warm_up = max((one.total_epoch - one.last_epoch for one in self.warm_ups), default=0)
+        mixed = bool(self.warm_ups) and interval != self.warm_up_interval
+        if left.updates_per_epoch is None and (interval == "update" or mixed):
+            raise ValueError(
+                f"lr_scheduler_type={self._named[0].name!r} per update needs the number of updates of an epoch, and this "
+                "train_loader has no len(). Set lr_scheduler_interval='epoch', or give the loader a __len__."
+            )
+        if interval == "update":
+            return max(left.updates - max(warm_up, 0), 0)
+        epochs = left.total_epochs - max(left.trained, self.last_epoch_stepped)
+        if not mixed:
+            return max(epochs - max(warm_up, 0), 0)
+        if warm_up > 0 and warm_up >= left.updates_of_epoch:  # the present epoch is the warm-up's to its end
+            epochs -= 1 + (warm_up - left.updates_of_epoch) // left.updates_per_epoch
+        elif warm_up <= 0 and self.warm_up_just_ended and left.is_mid_epoch:
+            epochs -= 1
+        return max(epochs, 0)
+
+    def _decide(self, left):
+        """Whether the steps of a user's ``OneCycleLR`` are updates; from then on it stays so, also in a longer run."""
+        self.intervals = [
+            interval or ("update" if counts_updates(scheduler, left.total_epochs, left.updates_per_epoch) else "epoch")
+            for scheduler, interval in zip(self.schedulers, self.intervals)
+        ]
+        self._sort()
+
+    def _tell_of_lengths(self, left):
+        """Say once where a scheduler that a person built does not end with the run."""
+        if left.total_epochs is None or left.updates_per_epoch is None:
+            return
+        per_update = [one for one in self.warm_ups if self.warm_up_interval == "update"]
+        warm_up = max((one.total_epoch - one.last_epoch for one in per_update), default=0)
+        for scheduler, interval, one in zip(self.schedulers, self.intervals, self._watched):
+            steps = length_of(scheduler)
+            what = f"{one.name} ({type(scheduler).__name__})"
+            if steps is None or one.is_theirs or isinstance(scheduler, NamedSchedule):
+                continue
+            updates, batches = (left.total_epochs * number for number in (left.updates_per_epoch, left.batches_per_epoch))
+            if interval == "epoch" and self.interval is None and left.total_epochs < steps and steps in (updates, batches):
+                self._tell(one.name, f"{what} has {steps} steps, as many as this run has "
+                                     f"{'updates' if steps == updates else 'batches'}, but it steps once per epoch and "
+                                     f"takes {left.total_epochs} of them. Set lr_scheduler_interval = \"update\".")
+            if interval != "update":
+                continue
+            updates = scheduler.last_epoch + left.updates - max(warm_up, 0)
+            if steps == updates:
+                self._fitting.add(one.name)
+            elif isinstance(scheduler, OneCycleLR) or one.name in self._fitting:
+                end = "its end is not reached" if steps > updates else "it is over before the run is"
+                self._tell(one.name, f"{what} steps once per update. It has {steps} steps and the run has {updates} updates "
+                                     f"for it, so {end}. Build it for {updates} steps, or set lr_scheduler_interval = "
+                                     "\"epoch\" if its steps are epochs.")
+
+    def _tell(self, key, line):
+        if key not in self._told:
+            self._told.add(key)
+            print(line)
+
+    # --- state ----------------------------------------------------------------------------------------------------
 
     def state_dict(self):
+        for one in (*self._watched, *self._watched_warm_ups):
+            one.look()
         return {
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "warm_ups": [warm_up.state_dict() for warm_up in self.warm_ups],
+            "intervals": list(self.intervals),
+            "planned": self.planned,
+            "result": self.result,
             "last_epoch_stepped": self.last_epoch_stepped,
+            "last_epoch_judged": self.last_epoch_judged,
             "warm_up_just_ended": self.warm_up_just_ended,
         }
 
     def load_state_dict(self, state):
-        for own, saved in ((self.schedulers, state["schedulers"]), (self.warm_ups, state["warm_ups"])):
-            for scheduler, scheduler_state in zip(own, saved):
-                scheduler.load_state_dict(scheduler_state)
+        for own, saved in ((self._watched, state["schedulers"]), (self._watched_warm_ups, state["warm_ups"])):
+            for one, scheduler_state in zip(own, saved):
+                one.scheduler.load_state_dict(scheduler_state)
+                one.forget()
+        intervals = state.get("intervals", [interval or "epoch" for interval in self.intervals])
+        if self.interval is None and len(intervals) == len(self.intervals):
+            self.intervals = list(intervals)
+            self._sort()
+        self.planned = state.get("planned")
+        self.result = state.get("result")
         self.last_epoch_stepped = state["last_epoch_stepped"]
+        self.last_epoch_judged = state.get("last_epoch_judged", self.last_epoch_stepped)
         self.warm_up_just_ended = state["warm_up_just_ended"]
 
     def fast_forward(self, epochs, updates):
@@ -188,6 +348,10 @@ class Schedule:
 
         Plateau schedules start afresh: what they saw is not known.
         """
+        self.intervals = [interval or "epoch" for interval in self.intervals]  # as in 2021
+        self._sort()
+        for one in (*self._watched, *self._watched_warm_ups):
+            one.forget()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch: "lr_scheduler.step() before optimizer.step()"
             for _ in range(updates if self.steps_per_update else 0):
@@ -200,25 +364,52 @@ class Schedule:
 
         During a warm-up the new rates become its goal: in proportion to 1e-6 they would end thousands of times too high.
         """
-        warm_up = self.warm_ups[index] if index < len(self.warm_ups) else None
+        warm_up: Any = self.warm_ups[index] if index < len(self.warm_ups) else None
         warming_up = warm_up is not None and not warm_up.finished
         if warming_up:
-            ratios = [group["lr"] / base for group, base in zip(warm_up.optimizer.param_groups, warm_up.base_lrs)]
+            groups = warm_up.optimizer.param_groups
+            ratios = [float(group["lr"]) / float(base) for group, base in zip(groups, warm_up.base_lrs)]
         for schedulers in (self.schedulers, self.warm_ups):
             if index < len(schedulers) and hasattr(schedulers[index], "base_lrs"):
                 scheduler = schedulers[index]
                 scheduler.base_lrs = [base * ratio for base, ratio in zip(scheduler.base_lrs, ratios)]
         if warming_up:
             for group, rate in zip(warm_up.optimizer.param_groups, warm_up.get_lr()):
-                group["lr"] = rate
+                set_rate(group, rate)
 
 
-def _step(scheduler):
-    """torch warns where no step of the optimizer came before the first of its scheduler; fp16 may have skipped that one, or
-    a ``train_step`` left this optimizer out."""
-    if getattr(scheduler, "last_epoch", 1) > 0:
-        scheduler.step()
-        return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Detected call of", UserWarning)
-        scheduler.step()
+class Left:
+    """How much of a run is left, as its trainer stands now.
+
+    Args:
+        total_epochs: of the whole run; None when it is not known.
+        accumulate_steps: batches per update; None: the trainer's.
+    """
+
+    def __init__(self, trainer: TemplateModel, total_epochs: int | None, accumulate_steps: int | None = None):
+        steps = accumulate_steps or trainer.accumulate_steps
+        batches, open_epoch = loader_length(trainer.train_batches), trainer.lifetime.open_epoch
+        self.total_epochs = total_epochs
+        self.batches_per_epoch: Any = batches
+        self.updates_per_epoch: Any = None if batches is None else math.ceil(batches / steps)
+        self.trained = trainer.epochs_done if open_epoch is None else open_epoch  # epochs, evaluated or not
+        done = trainer.batches_done // trainer.world.size
+        self.is_mid_epoch = open_epoch is None and done > 0
+        self.updates_of_epoch: Any = None  # that are left of the present epoch, or of the next one
+        self.updates: Any = None           # that are left of the run
+        if batches is not None and self.updates_per_epoch is not None and total_epochs is not None:
+            left = batches - done if self.is_mid_epoch else batches
+            self.updates_of_epoch = max(math.ceil(left / steps), 0)
+            epochs = total_epochs - self.trained
+            self.updates = max(epochs - 1, 0) * math.ceil(batches / steps) + self.updates_of_epoch if epochs > 0 else 0
+
+
+def _interval_of(scheduler, interval):
+    if isinstance(scheduler, ReduceLROnPlateau):
+        return "epoch"
+    return interval or (None if isinstance(scheduler, OneCycleLR) else "epoch")
+
+
+def _step_all(watched):
+    for one in watched:
+        one.step()

@@ -12,14 +12,18 @@ What is switched off is not called at all: a call costs an update about 1 us whe
 """
 
 import time
+import warnings
 from contextlib import nullcontext
 from itertools import islice
+from typing import Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
+from ..data.nested import Fresh, copied
 from ..data.shares import Uneven
 from ..output.speed import Speed
+from .schedule_free import train_mode
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _NOTHING = nullcontext()
@@ -46,11 +50,10 @@ class Stepper:
 
     def __init__(self, optimizers, device, accumulate_steps=1, amp=None, clip_grad=None,
                  count_samples=len, before_step=lambda: None, after_update=lambda: None, guard=None, parallel=None):
-        if amp not in (None, *AMP_DTYPES):
-            raise ValueError(f"amp must be None or one of {list(AMP_DTYPES)}, got {amp!r}.")
         self.optimizers = optimizers
         self.accumulate_steps = accumulate_steps
-        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+        self.device = device
+        self.set_amp(amp)
         self.clip = make_clip(clip_grad)
         self.count_samples = count_samples
         self.before_step = before_step
@@ -59,14 +62,30 @@ class Stepper:
         self.parallel = parallel
         self.speed = Speed()
         self.is_between_updates = True  # no update is begun and not finished: weights and random generators are exact
-        self.is_scaled = self.scaler.is_enabled()
         self._all = tuple(range(len(optimizers)))[::-1]
         self._skipped_before = 0      # updates, by the runs that this one continues
-        self._autocast_args = (device.type, AMP_DTYPES[amp]) if amp else None
+        self.adds_up = False          # losses are sums over a micro-batch's samples, not means
         self._weight = 1.0            # of the present micro-batch within its group
+        self._has_samples = True      # the present group has some that count
+        self._is_told = False         # that one had none
         self._group_complete = True   # the present micro-batch is the last of its group
         self._scaler_stepped = set()  # optimizers that were stepped at the present loss scale
         self._updated = False         # the user's train_step did the update of this group itself
+
+    def set_amp(self, amp):
+        """Train in mixed precision from the next update on, or no more.
+
+        Args:
+            amp: None, "bf16" or "fp16".
+        """
+        check_amp(amp)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
+        self.is_scaled = self.scaler.is_enabled()
+        self._autocast_args = (self.device.type, AMP_DTYPES[amp]) if amp else None
+
+    def set_guard(self, guard):
+        """Skip updates by another guard, or none; those that were skipped stay counted."""
+        self._skipped_before, self.guard = self.skipped, guard
 
     def autocast(self):
         return torch.autocast(*self._autocast_args) if self._autocast_args else _NOTHING
@@ -75,9 +94,14 @@ class Stepper:
         """Yield an iterator over (batch, num_samples) per update.
 
         The group is read before its first forward, so that every micro-batch, of a short last group too, gets its true
-        weight: the update follows the mean over the group's samples.
+        weight: the update follows the mean over the group's samples, or their sum where losses add up. A loader that may
+        fill its tensors again has each batch copied before the next one is read.
+
+        A micro-batch of no samples adds nothing to the gradients. A group of no samples at all has no gradient to follow, so
+        it changes no weight; it counts as an update, because schedules and progress were planned with it.
         """
-        batches = iter(batches)
+        train_mode(self.optimizers)
+        may_reuse, batches = not isinstance(batches, Fresh), iter(batches)
         while True:
             started, group, total = time.perf_counter(), [], 0
             is_even = True  # on all ranks
@@ -88,6 +112,8 @@ class Stepper:
                 num_samples = 0 if is_spare else self.count_samples(batch)
                 if isinstance(num_samples, torch.Tensor):  # a count of tokens
                     num_samples = num_samples.item()
+                if may_reuse and len(group) < self.accumulate_steps - 1:
+                    batch = copied(batch)
                 group.append((batch, num_samples))
                 total += num_samples
             if not group:
@@ -97,22 +123,44 @@ class Stepper:
             self.speed.waited += time.perf_counter() - started
             self._weight, self._group_complete, self._updated = 1.0, True, False
             self.is_between_updates = False
+            is_agreed = True  # by all ranks
             if self.parallel is not None:
+                is_agreed = self.parallel.has_own_count or not is_even
                 total = self.parallel.mean(total, is_even)
-            yield group if len(group) == 1 and self.parallel is None else self._weighted(group, total)
+            self._has_samples = isinstance(total, torch.Tensor) or total != 0 or not is_agreed
+            if not self._has_samples:
+                self._tell_no_samples(len(group))
+            is_alone = len(group) == 1 and self.parallel is None and self._has_samples
+            yield group if is_alone else self._weighted(group, total)
             self.is_between_updates = True
 
     def _weighted(self, group, total):
         for position, (batch, num_samples) in enumerate(group, 1):
-            self._weight = num_samples / total
+            self._weight = self._share(num_samples, total)
             self._group_complete = position == len(group)
             self._updated = False
             if self.parallel is not None:
                 self.parallel.exchange_gradients(self._group_complete)
             yield batch, num_samples
 
+    def _share(self, num_samples, total):
+        """What the loss of a micro-batch is multiplied with; the ranks' gradients are averaged afterwards."""
+        if not num_samples:
+            return 0.0
+        if self.adds_up:
+            return 1.0 if self.parallel is None else float(self.parallel.world.size)
+        return num_samples / total
+
+    def _tell_no_samples(self, count):
+        if not self._is_told:
+            self._is_told = True
+            of = "the batch" if count == 1 else f"all {count} batches"
+            warnings.warn(f"count_samples() gave 0 for {of} of an update, so there is nothing to follow and no weight was "
+                          "changed. This is said once.", UserWarning, stacklevel=3)
+
     def backward(self, loss, index=None):
-        """Add the gradients of ``loss``, a 0-dim tensor: the mean over the micro-batch's samples.
+        """Add the gradients of ``loss``, a 0-dim tensor: the mean over the micro-batch's samples, or their sum where losses
+        add up.
 
         Args:
             index: only into the parameters of this optimizer (a generator's loss leaves the discriminator alone);
@@ -126,6 +174,8 @@ class Stepper:
                 f"The loss must be a tensor that depends on a trainable parameter, got {_describe(loss)}. Look for "
                 ".item(), .detach(), torch.no_grad() or float() on its way, or for frozen parameters."
             )
+        if type(self._weight) is float and not self._weight and self.parallel is None:
+            return  # whatever the loss is: a mean over nothing is not even a number
         if self.guard is not None:
             self.guard.watch(loss)
         if type(self._weight) is not float or self._weight != 1.0:
@@ -148,6 +198,10 @@ class Stepper:
         if not self._group_complete:
             return
         chosen = self._all if index is None else (index,)
+        if not self._has_samples:
+            for i in chosen:
+                _zero_grad(self.optimizers[i])
+            return
         if self.parallel is not None:
             self.parallel.complete(self.parameters(chosen))
         stepped = self._unscaled(chosen) if self.is_scaled else chosen
@@ -203,6 +257,18 @@ class Stepper:
             self.guard.finish_group()
         self.after_update()
 
+    def forget_group(self):
+        """Drop what an update that was cut short left: gradients, and what loss scaler and guard noted of it. Where it was
+        cut within the step of an optimizer, some of its weights have moved."""
+        for optimizer in self.optimizers:
+            _zero_grad(optimizer)
+        if self._scaler_stepped:
+            self.scaler.update(self.scaler.get_scale())
+            self._scaler_stepped.clear()
+        if self.guard is not None:
+            self.guard.forget_group()
+        self.is_between_updates = True
+
     @property
     def skipped(self):
         """Updates that the guard skipped in the whole training."""
@@ -212,7 +278,7 @@ class Stepper:
         return {"scaler": self.scaler.state_dict(), "skipped": self.skipped}
 
     def load_state_dict(self, state):
-        self.is_between_updates = True
+        self.forget_group()
         self._skipped_before = state.get("skipped", 0)
         if self.guard is not None:
             self.guard.skipped = 0
@@ -220,7 +286,12 @@ class Stepper:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def make_clip(clip_grad):
+def check_amp(amp):
+    if amp not in (None, *AMP_DTYPES):
+        raise ValueError(f"amp must be None or one of {list(AMP_DTYPES)}, got {amp!r}.")
+
+
+def make_clip(clip_grad: Any):
     """A function that clips the gradients of an iterable of parameters in place, or None.
 
     Args:
@@ -233,7 +304,7 @@ def make_clip(clip_grad):
     if clip_grad is None:
         return None
     options = clip_grad if isinstance(clip_grad, dict) else {"norm": clip_grad}
-    limit = options.get("norm", options.get("value"))
+    limit: Any = options.get("norm", options.get("value"))
     power = options.get("norm_type", 2.0)
     known = set(options) in ({"norm"}, {"norm", "norm_type"}, {"value"})
     if not known or not _is_positive(limit) or not _is_positive(power):

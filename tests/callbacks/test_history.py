@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import Tiny, tiny_data, tiny_trainer
+import torch
+from tiny import Tiny, tiny_data, tiny_model, tiny_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from template.callbacks import history
@@ -35,6 +36,20 @@ def test_each_row_is_there_when_its_epoch_is_over_with_the_values_that_were_retu
             "epoch": epoch, "global_step": 6 * epoch, "train/tol_loss": trained["tol_loss"], "eval/acc": score,
             "eval/tol_loss": trainer.eval_result["tol_loss"], "lr": lr, "seconds": 0}
     assert not [name for name in os.listdir(trainer.ckpt_dir) if name.startswith(".")]
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor], ids=["a number", "a tensor"])
+def test_the_rate_of_each_row_is_the_number_that_it_was_then(kind):
+    model = tiny_model()
+    trainer = tiny_trainer(model=model, optimizer_list=[torch.optim.Adam(model.parameters(), kind(0.0625), foreach=False)],
+                           lr_scheduler_type="step", lr_scheduler_args={"step_size": 1, "gamma": 0.5}, ckpt_dir="run")
+    trainer.fit(3)
+    again = tiny_trainer(model=model, optimizer_list=[torch.optim.Adam(model.parameters(), kind(0.0625), foreach=False)],
+                         lr_scheduler_type="step", lr_scheduler_args={"step_size": 1, "gamma": 0.5}, ckpt_dir="run")
+    again.load_state("run/epoch2.pth")
+    again.fit(3)
+    for folder in ("run", again.ckpt_dir):
+        assert [row["lr"] for row in rows(folder)] == ["0.0625", "0.03125", "0.015625"]
 
 
 def test_an_evaluation_every_second_epoch_leaves_the_other_cells_empty():
@@ -122,7 +137,8 @@ def test_going_back_to_an_earlier_epoch_drops_the_rows_after_it():
     again.load_state("run/epoch2.pth")
     again.train_loop()
     again.eval()
-    assert [row["epoch"] for row in rows("run")] == ["1", "2", "3"]
+    assert [row["epoch"] for row in rows(again.ckpt_dir)] == ["1", "2", "3"]
+    assert [row["epoch"] for row in rows("run")] == ["1", "2", "3", "4"]  # the run that was there is kept
 
 
 def test_a_table_that_cannot_be_written_is_told_and_the_next_row_brings_all(monkeypatch, capsys):
@@ -157,6 +173,11 @@ def test_an_epoch_that_was_given_up_by_loading_an_earlier_one_leaves_no_row():
 
 
 # --- the picture ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def without_curves():
+    """In the place of the conftest's: here they are drawn."""
 
 
 def picture(folder):

@@ -6,21 +6,24 @@ import copy
 import enum
 import json
 import os
+import pickle
 import random
+import re
 import threading
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import Tiny, tiny_model, tiny_trainer, weights
 from torch import nn
 
 from template.checkpoint import files as checkpoint
-from template.checkpoint.files import CheckpointError, newest, read, write, write_last
+from template.checkpoint.files import CheckpointError, keep_newest, newest, read, write, write_last
 from template.checkpoint.state import collect
 from template.hooks import Callback
 
@@ -70,13 +73,75 @@ plain_data = st.recursive(
     st.none() | st.booleans() | st.integers(-2**80, 2**80) | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | st.integers(0, 99), inner),
     max_leaves=12)
+names = st.text().filter(lambda name: name != "shards")  # which is reserved; hypothesis draws strings from the source too
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.dictionaries(st.text(), plain_data))
+@given(st.dictionaries(names, plain_data))
+@example({"callbacks": {"shards": None}})  # further down it is a name like any other
 def test_any_plain_data_reads_back(state):
     write(state, "any.pth")
     assert equal(state, read("any.pth"))
+
+
+def parts_in(folder, number=1):
+    """What ``sharded.write`` makes and returns, of no weights."""
+    path = Path(folder) / f"shards-{number}-{number}"
+    path.mkdir(parents=True)
+    metadata = pickle.dumps({})
+    (path / ".metadata").write_bytes(metadata)
+    return {"folder": path.name, "crc": {".metadata": zlib.crc32(metadata)}, "world_size": 2, "param_groups": [],
+            "other_state": {}, "groups": []}
+
+
+@pytest.mark.parametrize("change", [
+    lambda parts: None, lambda parts: {}, lambda parts: 3, lambda parts: [1] * 999, lambda parts: parts | {"folder": None},
+    lambda parts: parts | {"folder": "../shards-1-1"}, lambda parts: parts | {"crc": {}}, lambda parts: parts | {"crc": 5},
+    lambda parts: parts | {"crc": {**parts["crc"], "../x": 1}}, lambda parts: parts | {"crc": {**parts["crc"], 7: 1}},
+    lambda parts: {key: value for key, value in parts.items() if key != "groups"},
+])
+def test_the_reserved_key_is_refused_with_what_it_held_both_when_it_is_written_and_when_it_is_read(change):
+    write(some_state(), "a.pth")
+    mine = change(parts_in("."))
+    held = repr(mine)[:200]
+    with pytest.raises(ValueError, match=rf"^The key 'shards' of a checkpoint is reserved: .*; it is {re.escape(held)}…?\. "
+                                         "Store data of your own under another key.$") as refused:
+        write({"shards": mine}, "a.pth")
+    assert not isinstance(refused.value, CheckpointError) and equal(read("a.pth"), some_state())
+    assert files() == ["a.pth", "shards-1-1"]
+    torch.save({"shards": mine}, "a.pth")
+    with pytest.raises(CheckpointError, match="^a.pth cannot be used: The key 'shards' .* under another key.$"):
+        read("a.pth")
+
+
+def test_a_file_that_names_parts_is_written_only_where_they_are():
+    state = {"epoch": 3, "shards": parts_in("run")}
+    write(state, "run/last.pth")
+    assert equal(read("run/last.pth"), {**state, "shards": {**state["shards"], "in": "run"}})
+    with pytest.raises(FileNotFoundError, match="^shards-1-1/.metadata is missing$"):
+        write(state, "a.pth")
+    assert files() == ["run"]
+
+
+def test_parts_that_a_file_names_are_kept_and_others_deleted_whatever_the_users_own_files_hold():
+    write({"shards": parts_in(".", 1)}, "last.pth")
+    parts_in(".", 2)
+    for number, value in enumerate([None, {}, {"folder": "shards-2-2"}, 3]):
+        torch.save({"shards": value}, f"mine{number}.pth")
+    torch.save([1], "list.pth")
+    keep_newest(".", None)
+    assert [name for name in files() if not name.endswith(".pth")] == ["shards-1-1"]
+    parts_in(".", 3)
+    Path("damaged.pth").write_bytes(b"what it names is not known")
+    keep_newest(".", None)
+    assert [name for name in files() if not name.endswith(".pth")] == ["shards-1-1", "shards-3-3"]
+
+
+@pytest.mark.parametrize("state", [[some_state()], 3, None, torch.ones(2)])
+def test_what_is_no_dict_is_refused_before_anything_is_written(state):
+    with pytest.raises(TypeError, match=f"A checkpoint is a dict; the state is a {type(state).__name__}. Write .* instead."):
+        write(state, "a.pth")
+    assert files() == []
 
 
 class Color(enum.IntEnum):
@@ -868,10 +933,18 @@ def slow_disk(monkeypatch):
     go.set()
 
 
-def test_loading_right_after_an_evaluation_sees_the_newest_state(slow_disk):
-    trainer = tiny_trainer(ckpt_dir="run")
+def one_epoch(trainer):
+    """In a loop of ``epochs()``, which goes on while files are written; the loop itself, so that it is not closed."""
+    loop = trainer.epochs(2)
+    next(loop)
     trainer.train_loop()
     trainer.eval()
+    return loop
+
+
+def test_loading_right_after_an_evaluation_sees_the_newest_state(slow_disk):
+    trainer = tiny_trainer(ckpt_dir="run")
+    loop = one_epoch(trainer)  # noqa: F841
     trained = weights(trainer)
     with torch.no_grad():
         for parameter in trainer.model_list[0].parameters():
@@ -884,8 +957,7 @@ def test_loading_right_after_an_evaluation_sees_the_newest_state(slow_disk):
 
 def test_loading_waits_for_what_another_trainer_of_the_process_writes(slow_disk):
     trainer = tiny_trainer(ckpt_dir="run")
-    trainer.train_loop()
-    trainer.eval()
+    loop = one_epoch(trainer)  # noqa: F841
     other = tiny_trainer(ckpt_dir="run")
     threading.Timer(0.1, slow_disk.set).start()
     assert other.load_state("auto") is not None
@@ -894,8 +966,7 @@ def test_loading_waits_for_what_another_trainer_of_the_process_writes(slow_disk)
 
 def test_wait_for_saves_returns_when_the_files_are_there(slow_disk):
     trainer = tiny_trainer(ckpt_dir="run")
-    trainer.train_loop()
-    trainer.eval()
+    loop = one_epoch(trainer)  # noqa: F841
     threading.Timer(0.1, slow_disk.set).start()
     trainer.wait_for_saves()
     assert read("run/last.pth")["global_step"] == 6
@@ -903,8 +974,7 @@ def test_wait_for_saves_returns_when_the_files_are_there(slow_disk):
 
 def test_save_state_waits_too_and_holds_the_present(slow_disk):
     trainer = tiny_trainer(ckpt_dir="run")
-    trainer.train_loop()
-    trainer.eval()
+    loop = one_epoch(trainer)  # noqa: F841
     slow_disk.set()
     trainer.save_state("run/last.pth")  # over a file that is being written
     trainer.close()

@@ -5,6 +5,7 @@ import pickle
 import random
 import re
 from collections import OrderedDict, namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,9 +28,10 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from template.data.loaders import TensorLoader, copied_ahead, make_batches
-from template.data.nested import first_tensor, loader_length, pinned, to_device
+from template.data.loaders import TensorLoader, copied_ahead, make_batches, one_ahead
+from template.data.nested import first_tensor, is_on, loader_length, pinned, to_device
 from template.data.seeding import derive
+from template.data.shares import Share
 from template.hooks import Callback
 
 CPU = torch.device("cpu")
@@ -414,6 +416,10 @@ class Joint(Tiny):
         parts = batch.values() if isinstance(batch, dict) else [batch]
         return sum(super(Joint, self).loss_per_batch(part)["tol_loss"] for part in parts)
 
+    def count_samples(self, batch):
+        """Those of the first loader: the batches of the others are smaller."""
+        return super().count_samples(next(iter(batch.values())) if isinstance(batch, dict) else batch)
+
 
 class StopAt(Callback):
     def __init__(self, update):
@@ -591,7 +597,7 @@ def test_notes_are_printed_when_the_run_begins_and_stand_in_its_log(capsys):
     trainer = Tiny(ckpt_dir="run", train_loader=DataLoader(data, 5, sampler=Private()))
     trainer.check_init(use_tb=False)
     assert "  not exact when continued: Private gave two orders for one (seed, epoch)." in capsys.readouterr().out
-    assert "not exact when continued: Private" in open("run/log.txt").read()
+    assert "not exact when continued: Private" in Path("run/log.txt").read_text()
     Tiny().check_init(use_tb=False)
     assert "not exact" not in capsys.readouterr().out
 
@@ -702,6 +708,79 @@ def test_on_a_cpu_copied_ahead_hands_batches_through_one_by_one():
     for number in range(3):
         assert next(through)["x"].tolist() == [number] * 2 and read == list(range(number + 1))  # none is read ahead
     assert list(through) == []
+
+
+def test_on_a_gpu_a_batch_is_begun_before_it_is_asked_for_unless_reading_on_may_overwrite_it():
+    """``one_ahead`` with notes in the place of copies; batches 2 and 3 are on the GPU already."""
+    def noted(needs_no_copy):
+        notes = []
+
+        def batches():
+            for number in range(5):
+                notes.append(f"read {number}")
+                yield number
+
+        def begin(batch):
+            notes.append(f"begin {batch}")
+            return batch, "event"
+
+        def finish(batch, event):
+            return batch
+
+        given = []
+        for batch in one_ahead(batches(), begin, finish, needs_no_copy):
+            notes.append(f"use {batch}")
+            given.append(batch)
+        assert given == list(range(5))
+        return notes
+
+    ahead = noted(False)
+    assert all(ahead.index(f"begin {number + 1}") < ahead.index(f"use {number}") for number in range(4))
+    careful = noted(lambda batch: batch in (2, 3))
+    assert all(careful.index(f"use {number}") < careful.index(f"read {number + 1}") for number in (2, 3))
+    assert careful.index("begin 1") < careful.index("use 0") and careful.index("begin 2") < careful.index("use 1")
+
+
+def test_a_tensor_on_the_device_is_found_however_deep_it_lies():
+    meta, cpu = torch.device("meta"), torch.zeros(1)
+    there = torch.zeros(1, device="meta")
+    assert is_on({"a": [cpu, (3, Pair("text", there))]}, meta) and is_on(there, meta)
+    assert not is_on({"a": [cpu, (3, Pair("text", cpu))]}, meta) and not is_on("text", meta)
+
+
+class OneBuffer:
+    """Fills one tensor again and again."""
+
+    def __init__(self):
+        self.memory = torch.zeros(2)
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        for number in torch.randperm(99)[:4].tolist():
+            yield self.memory.fill_(number)
+
+
+def test_one_loader_by_two_names_gives_two_batches_also_when_it_fills_its_tensor_again():
+    loader = OneBuffer()
+    got = stream({"a": loader, "b": loader}, 1)
+    assert got == stream({"a": OneBuffer(), "b": OneBuffer()}, 1)
+    again = [batch for batch in make_batches({"a": OneBuffer(), "b": loader}, 3, CPU).epoch(1)]
+    assert all(batch["b"] is loader.memory for batch in again), "two loaders cost no copy"
+
+
+def test_a_process_keeps_its_own_batch_while_it_reads_those_of_the_others():
+    def given(rank, size):
+        batches = make_batches(OneBuffer(), 3, CPU, share=Share(rank, size)).epoch(1)
+        return [(plain(batch), is_spare) for batch, is_spare in batches]
+
+    whole = stream(OneBuffer(), 1)
+    assert [given(rank, 2) for rank in range(2)] == [[(whole[0], False), (whole[2], False)],
+                                                     [(whole[1], False), (whole[3], False)]]
+    three = [given(rank, 3) for rank in range(3)]
+    assert [batches[0] for batches in three] == [(batch, False) for batch in whole[:3]]
+    assert [is_spare for _, (_, is_spare) in three] == [False, True, True] and three[0][1][0] == whole[3]
 
 
 def test_copied_ahead_lets_an_error_of_the_data_through():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import Tiny, weights
 
 from template.data.seeding import (
     capture_rng,
@@ -340,3 +341,45 @@ def test_reseeding_leaves_the_global_generators_alone():
     seed_everything(3)
     reseed(generators(), 9)
     assert draws() == expected
+
+
+# --- the seed of a run ------------------------------------------------------------------------------------------------
+
+MESSAGE = "Weights that were drawn before do not come from seed"
+
+
+def run_of(seed, seeded=None):
+    """The weights after an epoch of a job whose model is drawn after ``seed_everything(seeded)``, and the trainer's seed."""
+    torch.seed()  # whatever came before
+    if seeded is not None:
+        seed_everything(seeded)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 3))
+    trainer = Tiny(model=model, optimizer_list=[torch.optim.SGD(model.parameters(), 0.1)], seed=seed)
+    trainer.check_init(use_tb=False)
+    trainer.train_loop()
+    trainer.close()
+    return weights(trainer), trainer.seed
+
+
+def test_a_run_under_seed_everything_repeats_itself_weights_and_all(capsys):
+    (first, seed), (second, _), (other, _) = run_of(None, 5), run_of(5, 5), run_of(None, 6)
+    assert seed == 5 and torch.equal(first, second) and not torch.equal(first, other)
+    assert MESSAGE not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seed, seeded", [(5, None), (None, None), (5, 6)])
+def test_a_run_whose_weights_were_drawn_before_its_seed_says_so_in_its_first_lines(seed, seeded, capsys):
+    first, second = run_of(seed, seeded), run_of(seed, seeded)
+    assert torch.equal(first[0], second[0]) == (seeded is not None)
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said[:3] if MESSAGE in line and f"seed_everything({first[1]})" in line]
+
+
+def test_seed_everything_counts_for_one_trainer_and_the_next_draws_its_own():
+    seed_everything(5)
+    seeds = []
+    for _ in range(3):
+        trainer = Tiny(seed=None)
+        trainer.check_init(use_tb=False)
+        seeds.append(trainer.seed)
+    assert seeds[0] == 5 and len(set(seeds)) == 3

@@ -1,7 +1,10 @@
 """Evaluations that come out alike in any number of processes: ``torchrun --nproc-per-node 2 -m evaluation_job``."""
 
+from functools import partial
+
 import torch
 from ranks import Tiny, hand_back
+from sklearn.metrics import precision_score, roc_auc_score
 from tiny import tiny_data
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric, MetricCollection
@@ -72,6 +75,29 @@ class WithMeanMetric(Tiny):
         return {"confidence": self.words}
 
 
+class ByName(Tiny):
+    """Functions of scikit-learn, and the default accuracy."""
+
+    def metric(self, pred, y):
+        classes = pred.argmax(1)
+        return {**super().metric(pred, y), "precision": Stored(partial(precision_score, average="macro")).update(classes, y),
+                "auc": Stored(partial(roc_auc_score, multi_class="ovr")).update(pred.softmax(1), y)}
+
+
+class Ignoring(Tiny):
+    """The default accuracy and loss where some labels do not count."""
+
+    def count_samples(self, batch):
+        return (batch[1] != -100).sum()
+
+
+def partly_ignored(num_samples, batch_size=10):
+    """Every third label counts for nothing, and all of the second batch."""
+    x, y = tiny_data(num_samples, seed=5)
+    y[::3] = y[batch_size:2 * batch_size] = -100
+    return DataLoader(TensorDataset(x, y), batch_size)
+
+
 SIZES = {"two batches and a short one": 23, "one short batch": 7, "one sample more": 31, "five batches": 50}
 ALIKE = {
     **{f"per batch, {name}": lambda size=size: PerBatch(eval_loader=loader(size), key_metric="f1")
@@ -82,6 +108,8 @@ ALIKE = {
     "eval_metrics, one batch": lambda: with_eval_metrics(loader(9)),
     "several loaders": lambda: PerBatch(eval_loader={"near": loader(23), "far": loader(8, 3, seed=6)}, key_metric="near/f1"),
     "in memory": lambda: PerBatch(eval_loader=TensorLoader(*tiny_data(23, seed=5), batch_size=4), key_metric="acc"),
+    "by name": lambda: ByName(eval_loader=loader(23), key_metric="acc"),
+    "ignored labels": lambda: Ignoring(eval_loader=partly_ignored(43)),
     "a list": lambda: PerBatch(eval_loader=list(loader(23, 4)), key_metric="acc"),
     "confidence": lambda: WithMeanMetric(eval_loader=loader(23)),
 }

@@ -152,7 +152,52 @@ ALIKE = {
     "in memory": lambda batch_size: in_memory(batch_size),
     "weights in the criterion": lambda batch_size: with_temperature(batch_size),
     "unfrozen later": lambda batch_size: unfrozen_later(batch_size),
+    "sum": lambda batch_size: with_sum(batch_size),
+    "sum, accumulated": lambda batch_size: accumulated(with_sum(batch_size)),
+    "unlabelled": lambda batch_size: Unlabelled(batch_size),
+    "unlabelled, accumulated": lambda batch_size: accumulated(Unlabelled(batch_size)),
+    "filled again": lambda batch_size: filled_again(batch_size),
 }
+
+
+def with_sum(batch_size):
+    trainer = tiny(batch_size, criterion=nn.CrossEntropyLoss(reduction="sum"))
+    trainer.optimizer_list = [torch.optim.SGD(trainer.model_list[0].parameters(), 0.01)]
+    return trainer
+
+
+class Unlabelled(Tiny):
+    """Half of the labels are missing, so some batches of a rank have none: their loss is a mean over nothing."""
+
+    def __init__(self, batch_size):
+        super().__init__(tiny_model(dropout=0.0))
+        x, y = tiny_data()
+        y[::2] = -1
+        self.train_loader = DataLoader(TensorDataset(x, y), batch_size, shuffle=True)
+        self.criterion = nn.CrossEntropyLoss(ignore_index=-1)
+
+    def count_samples(self, batch):
+        return (batch[1] >= 0).sum()
+
+
+class FilledAgain:
+    """Each batch is in the same memory, the short last one too."""
+
+    def __init__(self, batch_size):
+        self.batch_size, self.memory = batch_size, [part[:batch_size].clone() for part in tiny_data()]
+
+    def __len__(self):
+        return -(-53 // self.batch_size)
+
+    def __iter__(self):
+        for parts in zip(*(part.split(self.batch_size) for part in tiny_data())):
+            yield [memory[:len(part)].copy_(part) for memory, part in zip(self.memory, parts)]
+
+
+def filled_again(batch_size):
+    trainer = tiny(batch_size)
+    trainer.train_loader = FilledAgain(batch_size)
+    return trainer
 
 
 def accumulated(trainer):

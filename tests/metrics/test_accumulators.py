@@ -1,6 +1,8 @@
 """Accumulators against scikit-learn, numpy and torchmetrics, over every way of splitting an epoch."""
 
 import copy
+import functools
+import inspect
 import io
 import math
 import warnings
@@ -10,12 +12,13 @@ import pytest
 import sklearn.metrics as sk
 import torch
 import torchmetrics
+import torchmetrics.functional as tm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_data, tiny_model, tiny_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from template.metrics.accumulators import Confusion, Mean, Metric, Stored
+from template.metrics.accumulators import Accuracy, Confusion, Mean, Metric, Stored
 from template.metrics.epoch import EpochMetrics, RunningLosses
 from template.parallel.ranks import Alone
 
@@ -93,8 +96,14 @@ def test_a_mean_is_weighted_by_what_each_value_stands_for(pairs, as_tensors):
     assert type(mean.state_dict()["weight"]) in (int, float)
 
 
-def test_a_mean_of_nothing_is_nan():
+def test_a_mean_of_nothing_is_nan_and_spoils_no_other():
     assert math.isnan(Mean().compute())
+    mean = Mean().update(torch.tensor(2.0), torch.tensor(3)).update(torch.tensor(float("nan")), torch.tensor(0))
+    assert mean.update(4.0, 1).compute() == 2.5
+    metrics = EpochMetrics()
+    metrics.update({"tol_loss": float("nan")}, 0)
+    metrics.update({"tol_loss": 2.0}, 3)
+    assert metrics.compute() == {"tol_loss": 2.0}
 
 
 @MODERATE
@@ -211,6 +220,188 @@ def test_what_several_classes_score_stays_a_vector():
     metrics = EpochMetrics()
     metrics.update({"recall": per_class}, 3)
     assert metrics.compute()["recall"].tolist() == [0.5, 1.0]
+
+
+def takes_labels_and_predictions(fn):
+    parameters = list(inspect.signature(fn).parameters.values()) if callable(fn) and not isinstance(fn, type) else []
+    needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    return len(needed) == 2 and (needed[0] in ("y_true", "labels_true") or needed == ["y1", "y2"])
+
+
+def two_class_data(count=41):
+    """By kind: predictions and labels of two classes, of scores, of positive numbers, of four labels each."""
+    generator = torch.Generator().manual_seed(3)
+    labels, many = torch.randint(2, (count,), generator=generator), torch.randint(2, (count, 4), generator=generator)
+    return {"classes": (torch.randint(2, (count,), generator=generator), labels),
+            "scores": (torch.rand(count, generator=generator), labels),
+            "numbers": (torch.rand(count, generator=generator) + 0.1, torch.rand(count, generator=generator) + 0.1),
+            "many": (torch.rand(count, 4, generator=generator), many)}
+
+
+@pytest.mark.parametrize("name", [name for name in dir(sk) if takes_labels_and_predictions(getattr(sk, name))])
+@pytest.mark.filterwarnings("ignore")
+def test_every_metric_of_scikit_learn_gets_labels_and_predictions_in_its_order(name):
+    fn, compared, tells_apart = getattr(sk, name), 0, 0
+    for pred, y in two_class_data().values():
+        try:
+            expected = fn(y.numpy(), pred.numpy())
+        except ValueError:  # not for this kind of data
+            continue
+        stored = Stored(fn)
+        for p, t in batches([20, 20, 1], pred, y):
+            stored.update(p, t)
+        assert same(stored.compute(), expected)
+        compared += 1
+        try:
+            tells_apart += not same(fn(pred.numpy(), y.numpy()), expected)
+        except ValueError:
+            tells_apart += 1
+    assert compared
+    assert tells_apart or name in SYMMETRIC
+
+
+SYMMETRIC = {  # of their arguments, so their order does not show
+    "accuracy_score", "adjusted_mutual_info_score", "adjusted_rand_score", "cohen_kappa_score", "f1_score",
+    "fowlkes_mallows_score", "hamming_loss", "jaccard_score", "matthews_corrcoef", "max_error", "mean_absolute_error",
+    "mean_pinball_loss", "mean_squared_error", "mean_squared_log_error", "mean_tweedie_deviance", "median_absolute_error",
+    "mutual_info_score", "normalized_mutual_info_score", "rand_score", "root_mean_squared_error",
+    "root_mean_squared_log_error", "v_measure_score", "zero_one_loss",
+}
+
+
+def same(value, expected):
+    """Numbers, arrays, or tuples of them; reports as text."""
+    if isinstance(expected, (tuple, list)):
+        return len(value) == len(expected) and all(map(same, value, expected))
+    if isinstance(expected, str) or expected is None:
+        return value == expected
+    value, expected = np.asarray(value, dtype=float), np.asarray(expected, dtype=float)
+    return value.shape == expected.shape and np.allclose(value, expected, rtol=1e-6, equal_nan=True)
+
+
+def test_precision_and_recall_are_not_taken_for_each_other():
+    pred, y = torch.tensor([1, 1, 1, 0]), torch.tensor([1, 0, 0, 0])
+    values = {"precision": Stored(sk.precision_score), "recall": Stored(sk.recall_score)}
+    assert {name: stored.update(pred, y).compute() for name, stored in values.items()} == {
+        "precision": pytest.approx(1 / 3), "recall": 1.0}
+
+
+@pytest.mark.parametrize("fn", [
+    functools.partial(sk.fbeta_score, beta=2.0), functools.partial(sk.fbeta_score, beta=2.0, average="binary"),
+    functools.partial(functools.partial(sk.fbeta_score, pos_label=1), beta=2.0),
+    functools.wraps(sk.fbeta_score)(lambda *args, **kwargs: sk.fbeta_score(*args, beta=2.0, **kwargs)),
+])
+def test_bound_options_and_decorators_leave_the_order_of_the_function_below(fn):
+    pred, y = torch.tensor([1, 1, 1, 0, 1]), torch.tensor([1, 0, 0, 0, 1])
+    assert sk.fbeta_score(y, pred, beta=2.0) != sk.fbeta_score(pred, y, beta=2.0)
+    assert Stored(fn).update(pred, y).compute() == pytest.approx(sk.fbeta_score(y, pred, beta=2.0))
+
+
+def test_auc_of_several_classes_takes_probabilities_and_one_bound_option():
+    x, y = tiny_data(53)
+    probabilities = x[:, :3].softmax(1)
+    stored = Stored(functools.partial(sk.roc_auc_score, multi_class="ovr")).update(probabilities, y)
+    assert stored.compute() == pytest.approx(sk.roc_auc_score(y.numpy(), probabilities.numpy(), multi_class="ovr"), rel=1e-6)
+
+
+class Weighed:
+    def method(self, target, output):
+        return (target * 10 + output).sum()
+
+    def __call__(self, target, output):
+        return self.method(target, output)
+
+
+class Vague:
+    def __call__(self, *args):
+        return args[0].sum() * 10 + args[1].sum()
+
+
+@pytest.mark.parametrize("fn, first", [
+    (lambda pred, y: pred * 10 + y, "pred"), (lambda y, pred: y * 10 + pred, "y"),
+    (lambda y_true, y_pred: y_true * 10 + y_pred, "y"), (lambda y_pred, y_true: y_pred * 10 + y_true, "pred"),
+    (lambda preds, target: preds * 10 + target, "pred"), (lambda target, preds: target * 10 + preds, "y"),
+    (lambda input, target: input * 10 + target, "pred"), (lambda labels, scores: labels * 10 + scores, "y"),
+    (lambda labels_pred, labels_true: labels_pred * 10 + labels_true, "pred"), (lambda gt, x: gt * 10 + x, "y"),
+    (lambda x, prediction: x * 10 + prediction, "y"), (lambda X, labels: X * 10 + labels, "pred"),
+    (lambda references, predictions: references * 10 + predictions, "y"), (lambda y_gt, y_hat: y_gt * 10 + y_hat, "y"),
+    (lambda a, b: a * 10 + b, "pred"), (lambda p, t: p * 10 + t, "pred"), (lambda y, t: y * 10 + t, "pred"),
+    (lambda x, y: x * 10 + y, "pred"), (lambda *args: args[0] * 10 + args[1], "pred"), (Vague(), "pred"),
+    (lambda pred, *rest: pred * 10 + rest[0], "pred"), (Weighed(), "y"), (Weighed().method, "y"),
+    (functools.partial(lambda scale, target, output: target * scale + output, 10), "y"),
+    (torch.sub, "pred"),                                     # a builtin has no signature
+    (lambda target, output, /: target * 10 + output, "y"),
+])
+def test_a_function_of_ones_own_gets_what_its_parameters_are_named(fn, first):
+    pred, y = torch.tensor([3.0]), torch.tensor([4])
+    expected = {"pred": 34.0, "y": 43.0}[first] if fn is not torch.sub else -1.0
+    assert Stored(fn).update(pred, y).compute() == expected
+
+
+@pytest.mark.parametrize("fn", [
+    functools.partial(tm.precision, task="binary"), functools.partial(tm.recall, task="binary"), tm.r2_score,
+    functools.partial(tm.auroc, task="binary"), tm.mean_absolute_percentage_error, torch.nn.functional.huber_loss,
+    torch.nn.functional.binary_cross_entropy,
+])
+def test_functions_of_torchmetrics_and_torch_get_the_predictions_first(fn):
+    generator = torch.Generator().manual_seed(4)
+    pred, y = torch.rand(30, generator=generator), torch.randint(2, (30,), generator=generator)
+    if getattr(fn, "__module__", "") == "torch.nn.functional":
+        y = y.float()
+    stored = Stored(fn)
+    for p, t in zip(pred.split(7), y.split(7)):
+        stored.update(p, t)
+    assert stored.compute() == pytest.approx(float(fn(pred, y)), rel=1e-6)
+
+
+def test_scores_by_scikit_learn_are_the_same_made_anew_over_ranks_and_from_a_file():
+    pred, y = two_class_data()["classes"]
+    per_rank = []
+    for rank in range(2):
+        metrics = EpochMetrics()
+        for p, t in list(batches([20, 20, 1], pred, y))[rank::2]:
+            metrics.update({"precision": Stored(sk.precision_score).update(p, t)}, len(p))
+        per_rank.append(metrics)
+    expected = sk.precision_score(y, pred)
+    assert expected != sk.recall_score(y, pred)
+    assert per_rank[0].compute(MainOf([sent_by(metrics) for metrics in per_rank])) == {"precision": pytest.approx(expected)}
+
+
+# --- Accuracy -------------------------------------------------------------------------------------------------------
+
+
+@MODERATE
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 5)), min_size=1, max_size=12),
+       st.integers(1, 3), st.booleans())
+def test_accuracy_is_right_over_counted_however_the_epoch_is_split_over_ranks(parts, ranks, as_tensors):
+    make = torch.tensor if as_tensors else int
+    ranks = min(ranks, len(parts))
+
+    def epoch(parts):
+        metrics = EpochMetrics()
+        for right, wrong, ignored in parts:
+            metrics.update({"acc": Accuracy().update({1: make(right)}, make(right + wrong))}, right + wrong + ignored)
+        return metrics
+
+    right, counted = sum(part[0] for part in parts), sum(part[0] + part[1] for part in parts)
+    expected = {"acc": right / counted if counted else pytest.approx(float("nan"), nan_ok=True)}
+    per_rank = [epoch(parts[rank::ranks]) for rank in range(ranks)]
+    assert epoch(parts).compute() == expected
+    assert per_rank[0].compute(MainOf([sent_by(metrics) for metrics in per_rank])) == expected
+
+
+def test_a_batch_that_may_be_read_in_two_ways_is_counted_in_the_way_of_the_certain_ones():
+    def computed(*updates, name="acc"):
+        metrics = EpochMetrics()
+        for update in updates:
+            metrics.update({name: Accuracy().update(*update)}, 1)
+        return metrics.compute()
+
+    either = ({1: 1, -1: 3}, 4)
+    assert computed(either, ({-1: 2}, 6)) == computed(({-1: 2}, 6), either) == {"acc": 5 / 10}
+    assert computed(({1: 2}, 6), either, name="mine") == {"mine": 3 / 10}
+    assert computed(either) == {} and computed(({1: 2}, 6), ({-1: 2}, 6)) == {}
+    assert computed(({1: 2}, 6), ({1: 2}, 6, 1)) == {}, "labels that are no classes"
 
 
 # --- Confusion ------------------------------------------------------------------------------------------------------

@@ -121,12 +121,18 @@ WAYS = [Default, CallsTheModel, CallsInference, Converts, ConvertsFloat64, Defau
         UnderAutocast]
 
 
+BOTH_WRITTEN = [CallsInference, Converts, ConvertsFloat64, DictBatch, OwnLoss]  # loss_per_batch and eval_scores_per_batch
+
+
+@pytest.mark.parametrize("one_forward", [False, True])
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_of_writing_the_subclass_costs_one_forward_per_eval_batch(way):
+def test_a_batch_costs_one_forward_and_two_where_the_subclass_wrote_both_methods_and_does_not_ask_for_one(way, one_forward):
     trainer = way()
+    trainer.one_forward = one_forward
     trainer.check_init(use_tb=False)
     score = trainer.eval()
-    assert [model.calls for model in trainer.model_list] == [NUM_BATCHES] * len(trainer.model_list)
+    forwards = NUM_BATCHES * (2 if way in BOTH_WRITTEN and not one_forward else 1)
+    assert [model.calls for model in trainer.model_list] == [forwards] * len(trainer.model_list)
     correct = total = 0
     with torch.no_grad():  # by hand
         for batch in trainer.eval_loader:
@@ -166,7 +172,7 @@ def test_several_passes_over_one_input_really_run():
     trainer.spreads = []
     trainer.check_init(use_tb=False)
     trainer.eval()
-    assert trainer.model_list[0].calls == NUM_BATCHES * 5  # the loss's pass is the first of them
+    assert trainer.model_list[0].calls == NUM_BATCHES * (1 + 5)
     assert min(trainer.spreads) > 0  # no pass equals another
 
 
@@ -175,10 +181,11 @@ def test_another_input_is_another_forward():
         def eval_scores_per_batch(self, batch):
             return self.metric(self.inference(batch[0]) + self.inference(-batch[0]), batch[1])
 
-    trainer = Flips()
-    trainer.check_init(use_tb=False)
-    trainer.eval()
-    assert trainer.model_list[0].calls == 2 * NUM_BATCHES
+    for one_forward, forwards in ((False, 3), (True, 2)):
+        trainer = Flips(one_forward=one_forward)
+        trainer.check_init(use_tb=False)
+        trainer.eval()
+        assert trainer.model_list[0].calls == forwards * NUM_BATCHES
 
 
 # --- the object alone -------------------------------------------------------------------------------------------------
@@ -243,16 +250,16 @@ def test_what_is_not_the_same_call_runs(second):
 
 
 def test_outside_of_recording_and_replaying_every_call_runs():
-    model, x = Counting(), torch.ones(2, 6)
+    model, x = Counting().eval(), torch.ones(2, 6)
     with OneForward([model]) as forwards:
         model(x)
         with forwards.recording():
             model(x)
-        model(x)
         with forwards.replaying():
             model(x)  # the recorded one
         with forwards.replaying():
             model(x)
+        model(x)
     assert model.calls == 4
 
 

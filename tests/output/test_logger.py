@@ -376,6 +376,27 @@ print("unfinished", end="")
     assert text() == "hello\nunfinished\n"
 
 
+@pytest.mark.parametrize("unfinished", ["", "half a line"])
+def test_a_deleted_folder_and_a_closed_console_are_no_errors_at_the_interpreters_exit(unfinished, tmp_path):
+    script = f"""
+import io, os, shutil, sys
+from template.output.logger import Logger
+os.mkdir("run")
+console = sys.stdout = io.StringIO()       # as a test runner or a notebook captures it, and closes it before the exit
+Logger("run/log.txt").install()
+print("a line")
+print({unfinished!r}, end="")
+shutil.rmtree("run")
+console.close()
+"""
+    done = run_python("-c", script, cwd=tmp_path, env=HERE)
+    assert done.stderr == ""
+    if unfinished:
+        assert text("run/log.txt") == "half a line\n"
+    else:
+        assert not os.path.exists("run"), "nothing was left to write"
+
+
 def test_input_and_the_debugger_talk_through_it(tmp_path):
     script = """
 from template.output.logger import Logger

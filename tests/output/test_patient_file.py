@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,16 @@ def test_closed_it_can_be_written_again():
     file.close()
     file.write(b"two")
     assert content() == b"one two"
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning")
+def test_it_is_closed_with_its_owner(monkeypatch):
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)  # where a warning of a finalizer goes
+    file = PatientFile("log.txt")
+    file.write(b"one")
+    handle = file._file
+    del file
+    assert handle.closed
+    del handle
+    assert unraisable == [] and content() == b"one"

@@ -110,7 +110,7 @@ def test_what_killed_processes_left_is_removed_when_the_run_is_taken_up_and_what
         path = Path("run", name)
         path.write_bytes(b"half a file")
         os.utime(path, (time.time() - 60 * minutes,) * 2)
-    tiny_trainer(ckpt_dir="run")
+    tiny_trainer(ckpt_dir="run").load_state("auto")
     assert sorted(os.listdir("run")) == sorted([*kept, ".best.pth.4.tmp", ".last.pth.5.tmp", ".mine", "results.tmp"])
 
 

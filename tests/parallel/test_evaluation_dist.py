@@ -7,7 +7,7 @@ import pytest
 import torch
 from evaluation_job import ALIKE, evaluate
 from ranks import in_ranks
-from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+from sklearn.metrics import accuracy_score, f1_score, precision_score, roc_auc_score
 from tiny import tiny_data, tiny_model
 
 pytestmark = pytest.mark.slow
@@ -41,6 +41,23 @@ def test_the_numbers_are_those_of_scikit_learn_over_all_samples(ranks):
         assert found["acc"] == pytest.approx(accuracy_score(y, pred.argmax(1)))
         assert found["auc"] == pytest.approx(roc_auc_score(y == 0, pred[:, 0]))
         assert found["tol_loss"] == pytest.approx(torch.nn.functional.cross_entropy(pred, y).item())
+
+
+def test_the_default_accuracy_and_functions_by_name_are_those_of_scikit_learn(ranks):
+    model = tiny_model().eval()
+    for name, count in (("by name", 23), ("ignored labels", 43)):
+        x, y = tiny_data(count, seed=5)
+        with torch.no_grad():
+            pred, counts = model(x), torch.ones(count, dtype=torch.bool)
+        if name == "ignored labels":
+            counts[::3] = counts[10:20] = False
+        for results in ranks[0]:
+            found = results[name]["eval"]
+            assert found["acc"] == accuracy_score(y[counts], pred.argmax(1)[counts])
+            assert found["tol_loss"] == pytest.approx(torch.nn.functional.cross_entropy(pred[counts], y[counts]).item())
+            if name == "by name":
+                assert found["precision"] == pytest.approx(precision_score(y, pred.argmax(1), average="macro"))
+                assert found["auc"] == pytest.approx(roc_auc_score(y, pred.softmax(1), multi_class="ovr"))
 
 
 def test_early_stopping_ends_all_ranks_after_the_same_epoch(ranks):

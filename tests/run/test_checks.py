@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 from template.data.loaders import TensorLoader
 from template.hooks import Callback
+from template.run.checks import check_criterion_inputs
 from template.template import TemplateModel
 
 
@@ -384,6 +385,140 @@ def test_labels_out_of_range_are_told_with_their_range():
         check(eval_loader=loader).train_loop()  # seen before the first update, too
 
 
+def tokens(length, num_classes, count=20):
+    x, y = (torch.randint(num_classes, (count, length)) for _ in range(2))
+    return DataLoader(TensorDataset(x, y), 10)
+
+
+@pytest.mark.parametrize("eval_too", [False, True])
+@pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss(), F.cross_entropy, nn.NLLLoss()])
+def test_scores_with_the_classes_last_are_told_where_they_belong(criterion, eval_too):
+    loader = tokens(7, 9)
+    trainer = check(model=nn.Embedding(9, 9), criterion=criterion, train_loader=loader,
+                    eval_loader=list(loader) if eval_too else None)
+    with pytest.raises(ValueError) as caught:
+        trainer.train_loop()
+    message = str(caught.value)
+    for said in ("classes in dimension 1", "(10, 7, 9)", "(10, 7)", "pred.flatten(0, 1), y.flatten(0, 1)",
+                 "pred.transpose(1, 2)", "preflight = False"):
+        assert said in message
+    assert "widen" not in message and trainer.global_step == 0
+
+
+def test_images_with_the_classes_last_are_told_too():
+    with pytest.raises(ValueError, match=r"pred.flatten\(0, 2\), y.flatten\(0, 2\), or pred.movedim\(-1, 1\)"):
+        check_criterion_inputs(nn.CrossEntropyLoss(), (torch.randn(2, 4, 5, 3), torch.zeros(2, 4, 5).long()))
+
+
+class Scores(nn.Module):
+    """[B, 8, 8] of tokens [B, 8]: as many classes as tokens."""
+
+    def __init__(self, ending, classes=8):
+        super().__init__()
+        self.embedding, self.linear, self.conv = nn.Embedding(8, 6), nn.Linear(6, classes), nn.Conv1d(6, 8, 1)
+        self.ending = ending
+
+    def forward(self, x):
+        return self.ending(self, self.embedding(x))
+
+
+CLASSES_LAST = {
+    "linear": lambda m, h: m.linear(h), "not contiguous": lambda m, h: m.linear(h.mT.contiguous().mT),
+    "product": lambda m, h: h @ m.linear.weight.T, "soft cap": lambda m, h: 30 * torch.tanh(m.linear(h) / 30),
+    "log_softmax": lambda m, h: m.linear(h).log_softmax(-1), "of dimension 2": lambda m, h: m.linear(h).log_softmax(2),
+    "float": lambda m, h: m.linear(h).double().float(), "bfloat16": lambda m, h: m.linear(h).bfloat16(),
+}
+CLASSES_IN_1 = {
+    "turned": lambda m, h: m.linear(h).transpose(1, 2), "permuted": lambda m, h: m.linear(h).permute(0, 2, 1).contiguous(),
+    "conv": lambda m, h: m.conv(h.transpose(1, 2)), "conv, softmax": lambda m, h: m.conv(h.transpose(1, 2)).log_softmax(1),
+    "turned, softmax": lambda m, h: m.linear(h).transpose(1, 2).log_softmax(1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*got no gradient:UserWarning")
+@pytest.mark.parametrize("name", CLASSES_LAST)
+def test_a_softmax_over_time_is_warned_about_where_the_sizes_do_not_show_it(name):
+    with pytest.warns(UserWarning, match=r"\(10, 8, 8\) with y \(10, 8\) they seem to be in the last one"):
+        check(model=Scores(CLASSES_LAST[name]), train_loader=tokens(8, 8), eval_loader=tokens(8, 8)).train_loop()
+
+
+def test_a_table_of_next_tokens_is_warned_about_under_autocast_too():
+    with pytest.warns(UserWarning, match=r"pred \(10, 8, 8\) with y \(10, 8\) they seem to be in the last one"):
+        check(model=nn.Embedding(8, 8), train_loader=tokens(8, 8), amp="bf16", eval_loader=None).train_loop()
+
+
+@pytest.mark.parametrize("name", CLASSES_IN_1)
+def test_classes_in_dimension_1_pass_in_silence_where_the_sizes_are_equal(name):
+    model = Scores(CLASSES_IN_1[name])
+    for unused in {"conv": (model.linear,)}.get(name.split(",")[0], (model.conv,)):
+        unused.requires_grad_(False)
+    with silence():
+        check(model=model, train_loader=tokens(8, 8), eval_loader=tokens(8, 8)).train_loop()
+
+
+def test_one_linear_layer_for_all_classes_and_places_passes_in_silence():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 9)
+
+        def forward(self, x):
+            return self.layer(x).view(-1, 3, 3)  # [B, C, T]
+
+    x, _ = tiny_data()
+    with silence():
+        check(model=Heads(), train_loader=DataLoader(TensorDataset(x, torch.randint(3, (53, 3))), 10),
+              eval_loader=None).train_loop()
+
+
+def test_byte_labels_are_counted_as_what_they_are():
+    loader = labelled(torch.tensor([0, 1, 156] * 10, dtype=torch.uint8))  # -100 as a byte would be 156
+    with pytest.raises(ValueError, match="labels from 0 to 156, but pred has 3 classes"):
+        check(train_loader=loader, eval_loader=None).train_loop()
+
+
+def test_one_logit_is_no_class():
+    with pytest.raises(ValueError, match=r"labels from 0 to 1, but pred has 1 class, .*BCEWithLogitsLoss"):
+        check(model=nn.Linear(6, 1), train_loader=labelled([0, 1] * 10), eval_loader=None).train_loop()
+    with pytest.warns(UserWarning, match="with one class the loss is always 0"):
+        check(model=nn.Linear(6, 1), train_loader=labelled([0, 0] * 10), eval_loader=None).train_loop()
+
+
+def test_labels_of_0_and_1_for_a_loss_that_takes_lists_of_classes_are_warned_about():
+    criterion = nn.MultiLabelMarginLoss()
+    with pytest.warns(UserWarning, match=r"MultiLabelMarginLoss takes the numbers of the classes.*MultiLabelSoftMarginLoss"):
+        check(criterion=criterion, train_loader=labelled([[0, 1, 1], [1, 0, 0]] * 10), eval_loader=None).train_loop()
+    with silence():
+        check(criterion=criterion, train_loader=labelled([[1, 2, -1], [0, -1, 0]] * 10), eval_loader=None).train_loop()
+
+
+@pytest.mark.parametrize("criterion, pred, y", [
+    (nn.CrossEntropyLoss(), torch.randn(4, 3), torch.zeros(4)),
+    (nn.CrossEntropyLoss(), torch.randn(4, 3), torch.full((4,), 3)),
+    (nn.CrossEntropyLoss(), torch.randn(4, 5, 3), torch.zeros(4, 5).long()),
+    (nn.L1Loss(), torch.randn(4, 1), torch.randn(4)), (F.l1_loss, torch.randn(4, 1), torch.randn(4)),
+    (nn.SmoothL1Loss(), torch.randn(4, 1), torch.ones(4).long()), (lambda pred, y: 0, torch.randn(4), torch.randn(4, 1)),
+    (nn.BCEWithLogitsLoss(), torch.randn(4), torch.full((4,), 2)),
+])
+def test_every_refusal_says_how_to_go_on_without_it(criterion, pred, y):
+    with pytest.raises(ValueError, match="preflight = False"):
+        check_criterion_inputs(criterion, (pred, y))
+
+
+@pytest.mark.parametrize("criterion, pred, y", [
+    (lambda pred, y: 0, torch.randn(10, 3), torch.randn(10, 1)),                     # quantiles of one label each
+    (lambda pred, y: 0, torch.randn(10, 10), torch.randint(10, (10,))),              # classes
+    (nn.CTCLoss(), torch.randn(6, 10, 4).log_softmax(2), torch.randint(1, 4, (10, 1))),
+    (nn.CTCLoss(), torch.randn(6, 10, 4).log_softmax(2), torch.randint(1, 4, (4,))),
+    (nn.CrossEntropyLoss(), torch.randn(10, 3), torch.randn(10, 3).softmax(1)),
+    (nn.BCEWithLogitsLoss(), torch.randn(0, 1), torch.randn(0, 1)), (nn.MultiLabelMarginLoss(), torch.randn(0, 3),
+                                                                     torch.zeros(0, 3).long()),
+])
+def test_what_is_right_or_explained_by_torch_is_let_through(criterion, pred, y):
+    with silence():
+        check_criterion_inputs(criterion, (pred, y))
+
+
 def test_float_class_labels_are_told_with_the_cure():
     with pytest.raises(ValueError, match=r"CrossEntropyLoss needs class indices as integers.*torch.float32.*y\.long\(\)"):
         check(train_loader=labelled([0.0, 1.0, 2.0] * 10)).train_loop()
@@ -413,6 +548,23 @@ def test_softmax_before_cross_entropy_is_warned_about():
         check(model=model, eval_loader=None).train_loop()
     with silence():  # where it belongs
         check(model=nn.Sequential(nn.Linear(6, 3), nn.LogSoftmax(1)), criterion=nn.NLLLoss(), eval_loader=None).train_loop()
+
+
+@pytest.mark.parametrize("criterion", [nn.BCEWithLogitsLoss(), F.binary_cross_entropy_with_logits])
+def test_a_sigmoid_before_a_loss_that_applies_one_is_warned_about(criterion):
+    model, loader = nn.Sequential(nn.Linear(6, 1), nn.Sigmoid()), labelled(torch.ones(20, 1))
+    with pytest.warns(UserWarning, match="come out of a sigmoid.*Remove the model's sigmoid"):
+        check(model=model, criterion=criterion, train_loader=loader, eval_loader=None).train_loop()
+    with silence():  # where they belong
+        check(model=model, criterion=nn.BCELoss(), train_loader=loader, eval_loader=None).train_loop()
+        check(model=nn.Linear(6, 1), criterion=criterion, train_loader=loader, eval_loader=None).train_loop()
+
+
+def test_scores_that_are_no_log_probabilities_are_warned_about():
+    model = tiny_model()
+    nn.init.constant_(model[3].bias, 5.0)
+    with pytest.warns(UserWarning, match="NLLLoss takes log-probabilities, .*CrossEntropyLoss"):
+        check(model=model, criterion=nn.NLLLoss(), eval_loader=None).train_loop()
 
 
 def test_a_parameter_without_gradient_is_named():

@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from ranks import once
 from tiny import PATH, run_python
 
 JOB = '''
@@ -16,7 +18,7 @@ import sys, time
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tiny import Tiny, tiny_data
-from template import Callback
+from template import Callback, History
 
 class Slow(Dataset):
     def __init__(self):
@@ -36,7 +38,7 @@ class Told(Callback):
         time.sleep(eval_seconds)
 
 workers, eval_seconds = int(sys.argv[1]), float(sys.argv[2])
-trainer = Tiny(ckpt_dir="run", lr_scheduler_type="cosine", accumulate_steps=2, callbacks=[Told()])
+trainer = Tiny(ckpt_dir="run", lr_scheduler_type="cosine", accumulate_steps=2, callbacks=[Told(), History(png=False)])
 trainer.train_loader = DataLoader(Slow(), 5, shuffle=True, num_workers=workers)
 trainer.check_init(use_tb=False)
 trainer.load_state("auto")
@@ -51,10 +53,11 @@ ENVIRONMENT = {"PYTHONPATH": PATH}
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The state that the job ends with when nobody stops it."""
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "job.py").write_text(JOB)
-    run_python("job.py", 0, 0.0, cwd=folder, env=ENVIRONMENT)
-    return torch.load(folder / "run" / "last.pth")
+    def run(folder):
+        (folder / "job.py").write_text(JOB)
+        run_python("job.py", 0, 0.0, cwd=folder, env=ENVIRONMENT)
+
+    return torch.load(once(tmp_path_factory, "signals whole", run) / "run" / "last.pth")
 
 
 def start(folder, workers=0, eval_seconds=0.05):
@@ -151,4 +154,4 @@ def test_a_signal_while_the_first_eval_batch_is_checked_waits_for_the_first_upda
     with pytest.raises(SystemExit) as left:
         trainer.train_loop()
     assert left.value.code == 143
-    assert torch.load("run/last.pth")["global_step"] == 1 and "Traceback" not in open("run/log.txt").read()
+    assert torch.load("run/last.pth")["global_step"] == 1 and "Traceback" not in Path("run/log.txt").read_text()

@@ -609,11 +609,15 @@ def test_a_run_that_is_made_longer_follows_the_longer_schedule_from_its_first_up
     assert rates.rates[3 * BATCHES:] == pytest.approx(expected[3 * BATCHES:])
 
 
-def test_a_length_that_is_known_is_not_replaced_by_the_one_of_a_checkpoint():
-    short, long, unknown = (NamedSchedule(optimizer_of(BASE), "cosine", total) for total in (10, 20, 0))
-    for schedule in (long, unknown):
-        schedule.load_state_dict(through_a_file(short.state_dict()))
-    assert (long.total, unknown.total) == (20, 10)
+@pytest.mark.parametrize("total_epochs, length", [(None, 3), (6, 6)])
+def test_a_length_that_is_known_is_not_replaced_by_the_one_of_a_checkpoint(total_epochs, length):
+    tiny_trainer(lr_scheduler_type="cosine", ckpt_dir="run").fit(3)
+    rates = Rates()
+    again = tiny_trainer(lr_scheduler_type="cosine", ckpt_dir="run", callbacks=[rates], total_epochs=total_epochs)
+    again.load_state("run/epoch2.pth")
+    again.train_loop()
+    expected = torch_rates(lambda o: torch_schedulers.CosineAnnealingLR(o, length * BATCHES), 3 * BATCHES)
+    assert rates.rates == pytest.approx(expected[2 * BATCHES:])
 
 
 # --- state, and rates set by hand -----------------------------------------------------------------------------------

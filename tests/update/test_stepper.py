@@ -1,16 +1,21 @@
 """One update: accumulation, clipping, mixed precision, several optimizers, against plain PyTorch loops."""
 
 import copy
+import functools
+import math
+import tempfile
+import warnings
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_data, tiny_model, tiny_trainer, weights
+from tiny import Tiny, tiny_data, tiny_model, tiny_trainer, weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from template.data.loaders import TensorLoader
+from template.data.loaders import TensorLoader, make_batches
+from template.data.nested import Fresh
 from template.hooks import Callback
 from template.update.guard import SkipGuard
 from template.update.stepper import Stepper, make_clip
@@ -134,6 +139,280 @@ def test_a_group_reads_no_more_than_its_own_batches():
         seen.append(list(read))
         assert sum(1 for _ in group) == (3 if len(seen) < 3 else 1)
     assert seen == [[0, 1, 2], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5, 6]]
+
+
+# --- batches that count for nothing -----------------------------------------------------------------------------------
+
+
+class OfLabelled(Tiny):
+    """Labels of -1 are none: a batch without any weighs 0, and its loss is a mean over nothing."""
+
+    def loss_per_batch(self, batch):
+        x, y = batch
+        return nn.functional.cross_entropy(self.inference(x.double()), y, ignore_index=-1)
+
+    def count_samples(self, batch):
+        return int((batch[1] >= 0).sum())
+
+
+def labelled(*parts):
+    """Batches of 5: the labels of those at ``parts`` are hidden."""
+    x, y = double_data(40)
+    y = y.clone()
+    for part in parts:
+        y[5 * part:5 * part + 5] = -1
+    return x, y
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2, 4])
+@pytest.mark.parametrize("hidden", [(0, 1, 2, 3), (4, 5, 6, 7), (1,), (2, 3, 6)])
+@pytest.mark.filterwarnings("ignore:count_samples.. gave 0")
+def test_batches_of_no_samples_add_nothing_and_a_group_of_none_changes_no_weight(hidden, accumulate_steps):
+    """With momentum and decay, which would move the weights without a gradient too. The loss of such a batch is NaN."""
+    x, y = labelled(*hidden)
+    ours, plain = double_model(), double_model()
+    make = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+    trainer = OfLabelled(ours, optimizer_list=[torch.optim.SGD(ours.parameters(), **make)], eval_loader=None,
+                         accumulate_steps=accumulate_steps, train_loader=DataLoader(TensorDataset(x, y), 5),
+                         preflight=False, lr_scheduler_type="cosine", callbacks=[Losses()])
+    trainer.check_init(use_tb=False)
+    trainer.fit(2)
+    optimizer, big = torch.optim.SGD(plain.parameters(), **make), 5 * accumulate_steps
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2 * 40 // big)
+    losses = []
+    for _ in range(2):
+        for start in range(0, 40, big):
+            x_part, y_part = x[start:start + big], y[start:start + big]
+            if (y_part >= 0).any():
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(plain(x_part), y_part, ignore_index=-1)
+                losses.append((loss.item(), int((y_part >= 0).sum())))
+                loss.backward()
+                optimizer.step()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a step of the schedule before the first one of the optimizer
+                schedule.step()
+    assert trainer.global_step == 2 * 40 // big, "an update without samples is one of those that were planned"
+    torch.testing.assert_close(weights(trainer), vector(plain), rtol=0, atol=1e-12)
+    second = losses[len(losses) // 2:]
+    mean = sum(loss * count for loss, count in second) / sum(count for _, count in second)
+    assert trainer.callbacks[0].seen[-1] == pytest.approx(mean, rel=1e-12)
+
+
+@pytest.mark.parametrize("amp", [None, "fp16"])
+def test_an_update_without_samples_is_told_once(amp):
+    weight = nn.Parameter(torch.ones(2))
+    steps = []
+    stepper = Stepper([torch.optim.SGD([weight], 1.0, weight_decay=0.5)], CPU, accumulate_steps=2, amp=amp,
+                      count_samples=lambda batch: 0, before_step=lambda: steps.append("before"),
+                      after_update=lambda: steps.append("after"))
+    message = r"count_samples\(\) gave 0 for all 2 batches of an update.*This is said once"
+    with pytest.warns(UserWarning, match=message) as told:
+        for group in stepper.groups([torch.zeros(1)] * 6):
+            assert [num_samples for _, num_samples in group if stepper.backward(weight.sum() * math.nan) is None] == [0, 0]
+            stepper.finish_group()
+    assert len(told) == 1 and steps == ["after"] * 3 and weight.tolist() == [1, 1] and weight.grad is None
+
+
+# --- losses that add up -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2, 3, 6])
+@pytest.mark.parametrize("kind", ["module", "partial"])
+def test_a_criterion_that_sums_is_trained_on_as_in_one_big_batch_and_reported_as_a_mean(kind, accumulate_steps):
+    x, y = double_data()
+    model, plain = double_model(), double_model()
+    criterion = nn.CrossEntropyLoss(reduction="sum")
+    if kind == "partial":
+        criterion = functools.partial(nn.functional.cross_entropy, reduction="sum")
+    noted = Losses()
+    trainer = tiny_trainer(model=model, optimizer_list=[torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)],
+                           criterion=criterion, accumulate_steps=accumulate_steps, callbacks=[noted],
+                           train_loader=DataLoader(TensorDataset(x, y), 10),
+                           eval_loader=DataLoader(TensorDataset(x[:23], y[:23]), 10))
+    trainer.fit(2)
+    optimizer, big, means = torch.optim.SGD(plain.parameters(), 0.01, momentum=0.9), 10 * accumulate_steps, []
+    for _ in range(2):
+        total = 0.0
+        for start in range(0, 53, big):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(plain(x[start:start + big]), y[start:start + big], reduction="sum")
+            total += loss.item()
+            loss.backward()
+            optimizer.step()
+        means.append(total / 53)
+    torch.testing.assert_close(weights(trainer), vector(plain), rtol=0, atol=1e-12)
+    assert noted.seen == pytest.approx(means, rel=1e-12), "the mean over the samples, whatever the batch size"
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(plain(x[:23]), y[:23]).item()
+    assert trainer.eval_result["tol_loss"] == pytest.approx(expected, rel=1e-12)
+    assert trainer.test(trainer.train_loader)["tol_loss"] == pytest.approx(
+        nn.functional.cross_entropy(plain(x), y).item(), rel=1e-12)
+
+
+class Losses(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_train_end(self, model, result):
+        self.seen.append(result["tol_loss"])
+
+
+def test_without_accumulation_a_summed_loss_is_not_touched_so_the_bits_are_those_of_a_plain_loop():
+    x, y = tiny_data()
+    model, plain = tiny_model(dropout=0.0), tiny_model(dropout=0.0)
+    trainer = tiny_trainer(model=model, optimizer_list=[torch.optim.SGD(model.parameters(), 0.01)], eval_loader=None,
+                           criterion=nn.CrossEntropyLoss(reduction="sum"), train_loader=DataLoader(TensorDataset(x, y), 10))
+    trainer.train_loop()
+    optimizer = torch.optim.SGD(plain.parameters(), 0.01)
+    for x_part, y_part in zip(x.split(10), y.split(10)):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(plain(x_part), y_part, reduction="sum").backward()
+        optimizer.step()
+    assert torch.equal(vector(model), vector(plain))
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 3])
+def test_a_loss_of_one_s_own_counts_as_a_mean_whatever_the_criterion_says(accumulate_steps):
+    class Divides(Tiny):
+        def loss_per_batch(self, batch):
+            x, y = batch
+            return self.criterion(self.inference(x), y) / len(y)
+
+    x, y = double_data()
+    results = []
+    for kind, reduction in ((Tiny, "mean"), (Divides, "sum")):
+        model, noted = double_model(), Losses()
+        trainer = kind(model, optimizer_list=[torch.optim.SGD(model.parameters(), 0.1)], callbacks=[noted],
+                       criterion=nn.CrossEntropyLoss(reduction=reduction), train_loader=DataLoader(TensorDataset(x, y), 10),
+                       eval_loader=DataLoader(TensorDataset(x[:23], y[:23]), 10), accumulate_steps=accumulate_steps)
+        trainer.check_init(use_tb=False)
+        trainer.fit(2)
+        results.append((weights(trainer), torch.tensor(noted.seen + [trainer.eval_result["tol_loss"]])))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-7)
+
+
+def test_a_criterion_that_sums_may_take_over_during_the_run():
+    x, y = double_data()
+    model, plain, noted = double_model(), double_model(), Losses()
+    trainer = tiny_trainer(model=model, optimizer_list=[torch.optim.SGD(model.parameters(), 0.01)], callbacks=[noted],
+                           train_loader=DataLoader(TensorDataset(x, y), 10), eval_loader=None, accumulate_steps=2)
+    trainer.train_loop()
+    trainer.criterion = nn.CrossEntropyLoss(reduction="sum")
+    trainer.train_loop()
+    optimizer, means = torch.optim.SGD(plain.parameters(), 0.01), []
+    for reduction in ("mean", "sum"):
+        total = 0.0
+        for start in range(0, 53, 20):
+            optimizer.zero_grad()
+            x_part, y_part = x[start:start + 20], y[start:start + 20]
+            loss = nn.functional.cross_entropy(plain(x_part), y_part, reduction=reduction)
+            total += loss.item() * (len(y_part) if reduction == "mean" else 1)
+            loss.backward()
+            optimizer.step()
+        means.append(total / 53)
+    torch.testing.assert_close(weights(trainer), vector(plain), rtol=0, atol=1e-12)
+    assert noted.seen == pytest.approx(means, rel=1e-12)
+
+
+# --- a loader that fills its tensors again --------------------------------------------------------------------------------
+
+
+class Refilling:
+    """Batches in the same memory each time."""
+
+    def __init__(self, kind, x, y, batch_size, slots=1):
+        self.kind, self.x, self.y, self.batch_size = kind, x, y, batch_size
+        self.slots = [self.slot() for _ in range(slots)]
+
+    def slot(self):
+        x, y = torch.empty_like(self.x[:self.batch_size]), torch.empty_like(self.y[:self.batch_size])
+        return {"list": [x, y], "dict": {"x": x, "y": y}, "arrays": (x.numpy(), y.numpy()), "rows": ([x], [y])}[self.kind]
+
+    def __len__(self):
+        return -(-len(self.x) // self.batch_size)
+
+    def __iter__(self):
+        for number in range(len(self)):
+            slot = self.slots[number % len(self.slots)]
+            parts = [part[0] if self.kind == "rows" else part for part in (slot.values() if self.kind == "dict" else slot)]
+            for part, data in zip(parts, (self.x, self.y)):
+                chosen = data[number * self.batch_size:(number + 1) * self.batch_size]
+                part[:len(chosen)] = chosen.numpy() if self.kind == "arrays" else chosen
+            yield slot
+
+
+class OfAnyKind(Tiny):
+    def loss_per_batch(self, batch):
+        x, y = batch.values() if isinstance(batch, dict) else batch
+        x, y = (part[0] if isinstance(part, list) else torch.as_tensor(part) for part in (x, y))
+        return self.criterion(self.inference(x), y)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.sampled_from(["list", "dict", "arrays", "rows"]), st.integers(1, 5), st.integers(1, 4), st.booleans())
+def test_a_loader_that_fills_its_tensors_again_trains_as_one_that_does_not(kind, accumulate_steps, slots, in_a_dict):
+    x, y = double_data(50)
+    model, plain = double_model(), double_model()
+    loader, noted = Refilling(kind, x, y, 10, slots), Losses()
+
+    class Trainer(OfAnyKind):
+        def loss_per_batch(self, batch):
+            return super().loss_per_batch(batch["only"] if in_a_dict else batch)
+
+        def count_samples(self, batch):
+            return 10
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(model, optimizer_list=[torch.optim.SGD(model.parameters(), 0.1)], callbacks=[noted],
+                          train_loader={"only": loader} if in_a_dict else loader, eval_loader=None, preflight=False,
+                          accumulate_steps=accumulate_steps, ckpt_dir=f"{folder}/run")
+        trainer.check_init(use_tb=False)
+        trainer.train_loop()
+        trainer.close()
+    optimizer, big, losses = torch.optim.SGD(plain.parameters(), 0.1), 10 * accumulate_steps, []
+    for start in range(0, 50, big):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(plain(x[start:start + big]), y[start:start + big])
+        losses.append(loss.item() * len(y[start:start + big]))
+        loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(weights(trainer), vector(plain), rtol=0, atol=1e-12)
+    assert noted.seen == pytest.approx([sum(losses) / 50], rel=1e-12)
+
+
+def test_three_batches_in_one_buffer_are_three_batches():
+    """Their losses are 4, 5 and 6."""
+    buffer, weight = torch.zeros(2), nn.Parameter(torch.ones(()))
+
+    def batches():
+        for value in (4.0, 5.0, 6.0):
+            yield buffer.fill_(value)
+
+    stepper, seen = Stepper([torch.optim.SGD([weight], 0.0)], CPU, accumulate_steps=3), []
+    for group in stepper.groups(batches()):
+        for batch, _ in group:
+            seen.append((weight * batch).mean().item())
+    assert seen == [4, 5, 6]
+
+
+def test_only_batches_that_wait_are_copied_and_none_where_the_loader_makes_new_ones():
+    given = [torch.zeros(2) for _ in range(6)]
+
+    def taken(batches, accumulate_steps):
+        stepper = Stepper([torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)], CPU, accumulate_steps=accumulate_steps)
+        found = [batch for group in stepper.groups(batches) for batch, _ in group]
+        return [batch is other for batch, other in zip(found, given, strict=True)]
+
+    assert taken(iter(given), 1) == [True] * 6
+    assert taken(iter(given), 3) == [False, False, True] * 2  # the last one of a group is used before the next is read
+    assert taken(Fresh(given), 3) == [True] * 6
+    loaders = [DataLoader(TensorDataset(*tiny_data()), 10), [tiny_data(5)], TensorLoader(*tiny_data(), batch_size=9),
+               DataLoader(TensorDataset(*tiny_data()), 10, collate_fn=list, num_workers=1)]
+    assert all(type(make_batches(loader, 3, CPU).epoch(1)) is Fresh for loader in [*loaders, {"a": loaders[0]}])
+    may = [DataLoader(TensorDataset(*tiny_data()), 10, collate_fn=list), iter(given), DataLoader(given, None)]
+    may = [*may, TensorLoader(*tiny_data(), batch_size=9, transform=lambda x, y: (x, y)), {"a": loaders[0], "b": may[0]}]
+    assert not any(type(make_batches(loader, 3, CPU).epoch(1)) is Fresh for loader in may)
 
 
 # --- clipping -------------------------------------------------------------------------------------------------------
