@@ -1045,7 +1045,7 @@ def commit_all(folder, message, tag=None):
     if not (folder / ".git").exists():
         git("init", "-q", ".", at=folder)
     git("add", "-A", at=folder)
-    git("commit", "-q", "-m", message, at=folder)
+    git("commit", "-q", "--allow-empty", "-m", message, at=folder)
     if tag:
         git("tag", tag, at=folder)
 
@@ -1218,7 +1218,8 @@ def edit_as_users_do(folder, place=lambda path: path):
                "    if clip_grad == 'sign':\n"
                "        return lambda parameters: [p.grad.sign_() for p in parameters if p.grad is not None]\n"
                "    if clip_grad is None:\n        return None\n")
-    insert_after(loaders, "        self.position = 0       # the next batch of the epoch\n", "        self.my_marks = []\n")
+    insert_after(loaders, "        has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()\n",
+                 "        self.my_marks = []\n")
     replace_in(loaders, "class _ReplayedBatches(_Batches):\n",
                "def is_short(loader):\n    return len(loader) < 10\n\n\nclass _ReplayedBatches(_Batches):\n")
     replace_in(stopping, "did not get better than", "is stuck at")
