@@ -3,9 +3,11 @@
 import contextlib
 import io
 import os
+import random
 import shutil
 import sys
 import threading
+import types
 
 import pytest
 from full_disk import FullDisk
@@ -127,6 +129,75 @@ def test_it_answers_what_libraries_ask_of_a_stdout():
     sys.stdout = real
     assert Logger("log.txt").isatty() is True
     assert Logger("log.txt").encoding == "utf-8"  # a StringIO has none
+
+
+class NotebookStream(io.StringIO):
+    """A console that has more than a file, as a notebook's."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.topic = None, b"stream.stdout"
+
+    @property
+    def parent_header(self):
+        return self.cell
+
+    @parent_header.setter
+    def parent_header(self, cell):
+        self.cell = cell
+
+    def set_parent(self, cell):
+        self.cell = cell
+
+
+def test_what_a_console_has_beyond_a_file_is_reached_through_one_or_two_loggers():
+    console = sys.stdout = NotebookStream()
+    with Logger("outer.txt"), Logger("inner.txt") as logger:
+        sys.stdout.set_parent("cell 2")
+        assert console.cell == sys.stdout.parent_header == "cell 2"
+        sys.stdout.parent_header = "cell 3"
+        sys.stdout.topic = b"other"
+        assert (console.cell, console.topic) == ("cell 3", b"other")
+        sys.stdout.own = 1  # what the console does not have stays here
+        assert logger.own == 1 and not hasattr(console, "own")
+        logger.filename = "renamed.txt"
+        assert not hasattr(console, "filename")
+        logger.filename = "inner.txt"
+
+
+def test_a_name_that_neither_has_is_an_error_and_a_copy_or_pickle_asks_the_console_nothing():
+    sys.stdout = NotebookStream()
+    logger = Logger("log.txt")
+    with pytest.raises(AttributeError, match="Neither Logger nor the stdout below it, a NotebookStream, has .* 'flsh'"):
+        logger.flsh()
+    assert not hasattr(logger, "reconfigure") and not hasattr(logger, "__next__")
+    assert not hasattr(Logger.__new__(Logger), "anything"), "also before it has a console"
+
+
+def test_the_console_s_own_settings_can_be_asked_for_and_changed():
+    with open("real.txt", "w", encoding="utf-8") as real:
+        sys.stdout = real
+        logger = Logger("log.txt").install()
+        sys.stdout.reconfigure(line_buffering=True, newline="\r\n")
+        print("at once")
+        assert text("real.txt") == "at once\r\n" and text() == "at once\n"
+        assert (logger.line_buffering, logger.write_through, logger.name, logger.mode) == (True, False, "real.txt", "w")
+        sys.stdout.close()
+        assert sys.stdout is real and not real.closed, "closing gives stdout back"
+        print("the console goes on")
+    assert text() == "at once\n"
+
+
+def test_a_program_without_a_console_has_its_log():
+    sys.stdout = None  # as under pythonw
+    with Logger("log.txt") as logger:
+        print("for the log")
+        sys.stdout.flush()
+        assert not logger.isatty() and logger.encoding == "utf-8" and not hasattr(logger, "buffer")
+        with pytest.raises(OSError, match="fileno"):
+            logger.fileno()
+    assert sys.stdout is None
+    assert text() == "for the log\n"
 
 
 def test_eight_threads_write_whole_lines():
@@ -345,6 +416,111 @@ def test_a_stdout_that_somebody_put_back_is_taken_again():
     logger.restore()
     assert text() == "logged\n"
     assert sys.stdout is console
+
+
+class Passing:
+    """Something that somebody puts around stdout."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, message):
+        return self.stream.write(message)
+
+    def flush(self):
+        self.stream.flush()
+
+
+@pytest.fixture
+def end_cell(monkeypatch):
+    """An IPython that runs cells; the function ends one."""
+    waiting = []
+
+    class Events:
+        def register(self, event, function):
+            assert event == "post_execute"
+            if function not in waiting:
+                waiting.append(function)
+
+        def unregister(self, event, function):
+            waiting.remove(function)
+
+    ipython = types.ModuleType("IPython")
+    ipython.get_ipython = lambda: types.SimpleNamespace(events=Events())
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+
+    def end():
+        for function in tuple(waiting):
+            function()
+        assert not waiting
+
+    return end
+
+
+def test_a_cell_ends_what_was_installed_for_it(end_cell):
+    console = own_console()
+    logger = Logger("log.txt").install_for_cell()
+    logger.install_for_cell()
+    print("first cell")
+    end_cell()
+    assert sys.stdout is console
+    print("another's cell")
+    logger.install_for_cell()
+    print("third cell")
+    end_cell()
+    assert sys.stdout is console
+    assert text() == "first cell\nthird cell\n"
+
+
+def test_a_run_that_begins_in_a_captured_cell_is_logged_in_the_next_one_too(end_cell):
+    console = own_console()
+    with contextlib.redirect_stdout(io.StringIO()) as caught:
+        logger = Logger("log.txt").install_for_cell()
+        print("captured")
+    end_cell()
+    logger.install_for_cell()
+    print("shown")
+    end_cell()
+    assert (caught.getvalue(), console.getvalue(), text()) == ("captured\n", "shown\n", "captured\nshown\n")
+
+
+def test_in_any_order_of_cells_captures_and_wrappers_each_line_arrives_once_and_stdout_comes_back(end_cell):
+    for seed in range(300):
+        run_cells_in_any_order(random.Random(seed), seed, end_cell)
+
+
+def run_cells_in_any_order(rng, seed, end_cell):
+    """Of a notebook with several trainers."""
+    console, loggers, said, wraps = own_console(), [], [], False
+    for _ in range(4):
+        for _ in range(rng.randint(1, 5)):
+            step = rng.choice(["new", "train", "train", "print", "capture", "restore", "wrap"])
+            logger = rng.choice(loggers) if loggers else None
+            if step == "new" and len(loggers) < 3:
+                loggers.append(Logger(f"seed {seed} log {len(loggers)}.txt").install_for_cell())
+            elif step == "print":
+                said.append(f"line {len(said)}")
+                print(said[-1])
+            elif step == "wrap" and not wraps and rng.random() < 0.3:
+                sys.stdout, wraps = Passing(sys.stdout), True
+            elif step == "restore" and logger:
+                logger.restore()
+            elif step == "capture" and logger:
+                with contextlib.redirect_stdout(io.StringIO()) as caught:
+                    logger.install_for_cell()
+                    print("captured")
+                assert caught.getvalue() == "captured\n"
+            elif step == "train" and logger:
+                said.append(f"line {len(said)}")
+                logger.install_for_cell()
+                print(said[-1])
+                assert text(logger.filename).splitlines()[-1] == said[-1], seed
+        end_cell()
+        assert wraps or sys.stdout is console, seed
+    assert console.getvalue().splitlines() == said, seed
+    for logger in loggers:
+        logged = [line for line in text(logger.filename).splitlines() if line != "captured"]
+        assert len(logged) == len(set(logged)), seed
 
 
 def test_entering_again_inside_does_not_end_the_outer_use():

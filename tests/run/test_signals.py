@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C at any moment: saved, left with the right code, continued to the same bits."""
 
+import json
 import os
 import random
 import signal
@@ -14,7 +15,7 @@ from ranks import once
 from tiny import PATH, run_python
 
 JOB = '''
-import sys, time
+import os, sys, time
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tiny import Tiny, tiny_data
@@ -38,14 +39,16 @@ class Told(Callback):
         time.sleep(eval_seconds)
 
 workers, eval_seconds = int(sys.argv[1]), float(sys.argv[2])
-trainer = Tiny(ckpt_dir="run", lr_scheduler_type="cosine", accumulate_steps=2, callbacks=[Told(), History(png=False)])
-trainer.train_loader = DataLoader(Slow(), 5, shuffle=True, num_workers=workers)
-trainer.check_init(use_tb=False)
-trainer.load_state("auto")
-for epoch in trainer.epochs(4):
-    trainer.train_loop()
-    trainer.eval()
-print("finished")
+for folder in sys.argv[3:]:
+    os.chdir(folder)
+    trainer = Tiny(ckpt_dir="run", lr_scheduler_type="cosine", accumulate_steps=2, callbacks=[Told(), History(png=False)])
+    trainer.train_loader = DataLoader(Slow(), 5, shuffle=True, num_workers=workers)
+    trainer.check_init(use_tb=False)
+    trainer.load_state("auto")
+    for epoch in trainer.epochs(4):
+        trainer.train_loop()
+        trainer.eval()
+    print("finished")
 '''
 ENVIRONMENT = {"PYTHONPATH": PATH}
 
@@ -53,17 +56,18 @@ ENVIRONMENT = {"PYTHONPATH": PATH}
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The state that the job ends with when nobody stops it."""
-    def run(folder):
-        (folder / "job.py").write_text(JOB)
-        run_python("job.py", 0, 0.0, cwd=folder, env=ENVIRONMENT)
+    folder = once(tmp_path_factory, "signals whole", run_to_the_end)
+    return torch.load(folder / "run" / "last.pth")
 
-    return torch.load(once(tmp_path_factory, "signals whole", run) / "run" / "last.pth")
+
+def run_to_the_end(*folders, workers=0):
+    """In one process, one after the other."""
+    run_python("-c", JOB, workers, 0.0, *folders, cwd=folders[0], env=ENVIRONMENT)
 
 
 def start(folder, workers=0, eval_seconds=0.05):
-    (folder / "job.py").write_text(JOB)
     environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "job.py", str(workers), str(eval_seconds)]
+    command = [sys.executable, "-c", JOB, str(workers), str(eval_seconds), "."]
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, start_new_session=True)
 
@@ -79,25 +83,48 @@ def send_at(process, marker, number, to_group=False, delay=0.0):
 
 
 def assert_continues_to(whole, folder, workers=0):
-    run_python("job.py", workers, 0.0, cwd=folder, env=ENVIRONMENT)
+    run_to_the_end(folder, workers=workers)
+    assert_same_end(whole, folder)
+
+
+def assert_same_end(whole, folder):
     state = torch.load(folder / "run" / "last.pth")
     assert all(torch.equal(value, whole["model0"][name]) for name, value in state["model0"].items())
     assert state["best_metric"] == whole["best_metric"] and state["best_epoch"] == whole["best_epoch"]
     assert state["global_step_eval"] == whole["global_step_eval"]
 
 
+SIGNALS = {"SIGTERM": (signal.SIGTERM, 143), "Ctrl-C": (signal.SIGINT, 130)}
+MARKERS = ["batch 1 0", "batch 2 5", "eval 1", "eval 3"]
+
+
+@pytest.fixture(scope="module")
+def signalled(tmp_path_factory):
+    """A folder with one for each signal at each marker: the run there was stopped, and then continued to its end."""
+    def run(folder):
+        folders = [folder / f"{name} at {marker}" for name in SIGNALS for marker in MARKERS]
+        for own in folders:
+            own.mkdir()
+            name, marker = own.name.split(" at ")
+            process = start(own)
+            printed, _ = send_at(process, marker, SIGNALS[name][0], delay=random.random() * 0.02)
+            told = {"code": process.returncode, "printed": printed, "log": (own / "run" / "log.txt").read_text()}
+            (own / "stopped.json").write_text(json.dumps(told))
+        run_to_the_end(*folders)
+
+    return once(tmp_path_factory, "signalled", run)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
-@pytest.mark.parametrize("marker", ["batch 1 0", "batch 2 5", "eval 1", "eval 3"])
-def test_a_signal_saves_and_leaves_and_the_run_continues_to_the_same_bits(number, code, marker, whole, tmp_path):
-    process = start(tmp_path)
-    printed, _ = send_at(process, marker, number, delay=random.random() * 0.02)
-    assert process.returncode == code
-    last_line = printed.strip().splitlines()[-1]
+@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("marker", MARKERS)
+def test_a_signal_saves_and_leaves_and_the_run_continues_to_the_same_bits(name, marker, whole, signalled):
+    stopped = json.loads((signalled / f"{name} at {marker}" / "stopped.json").read_text())
+    assert stopped["code"] == SIGNALS[name][1]
+    last_line = stopped["printed"].strip().splitlines()[-1]
     assert last_line.startswith("Stopped by a signal; saved at epoch ")
-    log = (tmp_path / "run" / "log.txt").read_text()
-    assert last_line in log and "Traceback" not in log and "finished" not in printed
-    assert_continues_to(whole, tmp_path)
+    assert last_line in stopped["log"] and "Traceback" not in stopped["log"] and "finished" not in stopped["printed"]
+    assert_same_end(whole, signalled / f"{name} at {marker}")
 
 
 @pytest.mark.slow
@@ -113,7 +140,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_workers_too_and_disturbs_none(whole, t
 def test_a_second_ctrl_c_leaves_at_once_and_the_files_stay_good(whole, tmp_path):
     process = start(tmp_path, eval_seconds=3.0)
     for line in process.stderr:
-        if line.startswith("eval 1"):
+        if line.startswith("eval 2"):  # when there are files
             os.kill(process.pid, signal.SIGINT)
         elif line.startswith("SIGINT"):  # heard; the eval batch goes on for seconds
             break

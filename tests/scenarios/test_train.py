@@ -14,6 +14,7 @@ import torch
 from ranks import once
 from tiny import ROOT, run_python
 
+pytestmark = pytest.mark.slow
 TRAIN = ROOT / "train.py"
 
 
@@ -81,7 +82,6 @@ for arguments in {wrong!r}:  # in one process: torch is imported once
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_a_killed_run_is_continued_by_resume_auto_to_the_same_bits(tmp_path, finished_run):
     arguments = ["--epochs", "4", "--batch_size", "96", "--patience", "50"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}

@@ -1,0 +1,244 @@
+"""The trainer after it was left: by a signal that ended the loop, by an interrupt at once, by an error in an update."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from odd_loaders import Stateful
+from tiny import tiny_model, tiny_trainer, weights
+
+from template import Callback
+from template.run.signals import is_interactive
+
+EPOCHS = 3
+
+
+class At(Callback):
+    """Does something when a moment comes for the n-th time."""
+
+    def __init__(self, moment="", n=0, action=None):
+        self.moment, self.left, self.action = moment, n, action
+
+    def hear(self, moment, model):
+        self.left -= moment == self.moment
+        if moment == self.moment and self.left == 0:
+            self.action(model)
+
+    def on_batch(self, model, batch):
+        self.hear("on_batch", model)
+
+    def on_before_step(self, model):
+        self.hear("on_before_step", model)
+
+    def on_after_step(self, model):
+        self.hear("on_after_step", model)
+
+    def on_train_end(self, model, result):
+        self.hear("on_train_end", model)
+
+    def on_eval_batch(self, model, batch):
+        self.hear("on_eval_batch", model)
+
+
+def kill(number):
+    return lambda model: os.kill(os.getpid(), number)
+
+
+def fail(model):
+    raise ZeroDivisionError("a bug")
+
+
+def interrupt(model):
+    raise KeyboardInterrupt
+
+
+def trainer_in(folder, callbacks=(), dropout=0.2, **attributes):
+    """Three updates of two batches an epoch."""
+    return tiny_trainer(ckpt_dir=folder, callbacks=list(callbacks), model=tiny_model(dropout=dropout),
+                        lr_scheduler_type="cosine", accumulate_steps=2, **attributes)
+
+
+def whole_run(folder="whole", **attributes):
+    trainer = trainer_in(folder, **attributes)
+    trainer.fit(EPOCHS)
+    return trainer
+
+
+def rows(folder):
+    """history.csv without the seconds."""
+    return [line.rsplit(",", 1)[0] for line in Path(folder, "history.csv").read_text().splitlines()]
+
+
+def assert_same_end(trainer, whole):
+    assert torch.equal(weights(trainer), weights(whole))
+    assert trainer.best_metric == whole.best_metric and trainer.global_step_eval == whole.global_step_eval
+    assert rows(trainer.ckpt_dir) == rows(whole.ckpt_dir)
+    files = [torch.load(run.path_of("last.pth")) for run in (trainer, whole)]
+    assert all(torch.equal(files[0]["model0"][name], value) for name, value in files[1]["model0"].items())
+    assert [saved["epochs_done"] for saved in files] == [EPOCHS, EPOCHS]
+
+
+@pytest.fixture
+def interactive(monkeypatch):
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+
+
+# --- a signal ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment, n", [("on_batch", 8), ("on_after_step", 3), ("on_train_end", 2), ("on_eval_batch", 5)])
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
+def test_a_script_that_catches_the_exit_goes_on_with_the_same_trainer_to_the_same_bits(number, code, moment, n):
+    whole = whole_run()
+    trainer = trainer_in("run", [At(moment, n, kill(number))])
+    with pytest.raises(SystemExit) as left:
+        trainer.fit(EPOCHS)
+    assert left.value.code == code
+    torch.rand(5)  # what the script draws meanwhile
+    before = trainer.global_step_eval
+    trainer.test()
+    trainer.global_step_eval = before  # it counts every batch that is evaluated
+    trainer.fit(EPOCHS)
+    assert_same_end(trainer, whole)
+
+
+@pytest.mark.parametrize("moment, n", [("on_batch", 8), ("on_after_step", 3), ("on_train_end", 2), ("on_eval_batch", 5)])
+def test_in_an_interactive_session_ctrl_c_raises_keyboard_interrupt_and_the_plain_loop_goes_on(moment, n, interactive, capsys):
+    whole = whole_run()
+    trainer = trainer_in("run", [At(moment, n, kill(signal.SIGINT))])
+    trainer.total_epochs = EPOCHS
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(EPOCHS):
+            trainer.train_loop()
+            trainer.eval()
+    assert "Interrupted; saved at epoch" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    while trainer.epochs_done < EPOCHS:
+        trainer.train_loop()
+        trainer.eval()
+    assert_same_end(trainer, whole)
+
+
+def test_an_evaluation_that_was_cut_short_may_be_done_again_by_itself(interactive):
+    whole = whole_run()
+    trainer = trainer_in("run", [At("on_eval_batch", 5, kill(signal.SIGINT))])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(EPOCHS)
+    assert (trainer.epochs_done, trainer.global_step_eval) == (1, 3)
+    trainer.eval()
+    assert trainer.epochs_done == 2
+    trainer.fit(EPOCHS)
+    assert_same_end(trainer, whole)
+
+
+def test_a_loader_with_a_state_of_its_own_goes_on_where_it_was():
+    whole = whole_run(train_loader=Stateful())
+    trainer = trainer_in("run", [At("on_after_step", 2, kill(signal.SIGTERM))], train_loader=Stateful())
+    with pytest.raises(SystemExit):
+        trainer.fit(EPOCHS)
+    assert trainer.batches_done
+    trainer.fit(EPOCHS)
+    assert_same_end(trainer, whole)
+
+
+def test_after_ctrl_c_between_two_sessions_nobody_s_loop_is_asked_to_stop(interactive):
+    trainer = trainer_in("run")
+    trainer.total_epochs = EPOCHS
+    trainer.train_loop()
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the signal comes before the next line")
+    trainer.eval()
+    assert trainer.epochs_done == 1
+
+
+def test_an_evaluation_within_an_epoch_is_finished_before_the_training_is_left():
+    def evaluate(model):
+        os.kill(os.getpid(), signal.SIGTERM)
+        model.eval()
+
+    trainer = trainer_in("run", [At("on_after_step", 1, evaluate)])
+    with pytest.raises(SystemExit):
+        trainer.fit(EPOCHS)
+    assert trainer.best_epoch == {"tol_loss": 1, "acc": 1} and trainer.global_step == 1
+    saved = torch.load("run/last.pth")
+    assert (saved["global_step"], saved["best_epoch"]) == (1, trainer.best_epoch)
+
+
+def test_a_stop_while_weights_are_looked_at_writes_nothing():
+    trainer = trainer_in("run", callbacks=[At("on_eval_batch", 3 * EPOCHS + 2, kill(signal.SIGTERM))])
+    trainer.fit(EPOCHS)
+    before = {path: path.read_bytes() for path in Path("run").glob("*.pth")}
+    trainer.use_best()
+    with pytest.raises(SystemExit):
+        trainer.test()
+    assert {path: path.read_bytes() for path in Path("run").glob("*.pth")} == before
+
+
+def test_an_error_beside_a_sigterm_does_not_answer_it():
+    def both(model):
+        os.kill(os.getpid(), signal.SIGTERM)
+        fail(model)
+
+    trainer = trainer_in("run", [At("on_batch", 3, both)])
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(EPOCHS)
+    with pytest.raises(SystemExit):
+        trainer.fit(EPOCHS)
+
+
+# --- an error or an interrupt within an update ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", [fail, interrupt])
+@pytest.mark.parametrize("moment, n", [
+    ("on_batch", 8), ("on_batch", 9), ("on_before_step", 5), ("on_after_step", 5), ("on_eval_batch", 5)])
+def test_an_update_that_was_cut_short_begins_again_without_its_old_gradients(moment, n, action):
+    whole = whole_run(dropout=0.0)  # without random numbers what begins again comes to the same bits
+    trainer = trainer_in("run", [At(moment, n, action)], dropout=0.0)
+    with pytest.raises((ZeroDivisionError, KeyboardInterrupt)):
+        trainer.fit(EPOCHS)
+    trainer.fit(EPOCHS)
+    assert_same_end(trainer, whole)
+
+
+def test_gradients_can_be_looked_at_after_an_error_and_are_gone_once_a_checkpoint_is_loaded():
+    trainer = trainer_in("run", [At("on_batch", 8, fail)])
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(EPOCHS)
+    assert trainer.model_list[0][0].weight.grad is not None
+    trainer.load_state("auto")
+    assert trainer.model_list[0][0].weight.grad is None
+    trainer.fit(EPOCHS)
+    assert torch.equal(weights(trainer), weights(whole_run()))
+
+
+def test_after_an_error_behind_unscaled_gradients_the_loss_scaler_goes_on():
+    trainer = trainer_in("run", [At("on_before_step", 5, fail)], amp="fp16")
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(EPOCHS)
+    trainer.fit(EPOCHS)
+    assert trainer.global_step == 3 * EPOCHS
+
+
+def test_an_interrupt_at_once_says_what_is_not_on_the_disk(capsys):
+    trainer = trainer_in("run", [At("on_batch", 3, interrupt)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(EPOCHS)
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.startswith("Interrupted at once, in the middle of what follows epoch 1, update 1. Nothing was saved yet.")
+    assert told in Path("run/log.txt").read_text() and not Path("run/last.pth").exists()
+
+
+# --- who is asked -----------------------------------------------------------------------------------------------------
+
+
+def test_a_session_is_interactive_where_there_is_a_prompt_but_not_in_what_it_starts(monkeypatch):
+    assert not is_interactive()
+    monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
+    assert is_interactive()
+    monkeypatch.setattr("multiprocessing.parent_process", lambda: object())
+    assert not is_interactive()
