@@ -27,7 +27,7 @@ def own_folder(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def without_curves(monkeypatch):
-    """No ``history.png``: matplotlib takes ten times as long for it as a tiny training does. ``test_history.py`` draws."""
+    """No ``history.png``: matplotlib takes ten times as long as a tiny training. ``test_history.py`` has them drawn."""
     monkeypatch.setattr(history.History, "_draw", lambda self, model: None)
 
 

@@ -63,7 +63,10 @@ class RunningLosses:
 
     def forget(self, count):
         """The newest ``count`` batches, which will be trained on again."""
-        del self.pending[max(len(self.pending) - count, 0):]
+        for entries in (self.pending, self.recent):  # a save brought them to the host
+            newest = entries[max(len(entries) - count, 0):]
+            del entries[len(entries) - len(newest):]
+            count -= len(newest)
 
     def compute(self):
         """Means over the samples of the epoch, as of the last ``window``."""

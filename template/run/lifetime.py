@@ -272,7 +272,8 @@ class Lifetime:
         if not trainer.path_of("last.pth").exists():
             kept = "Nothing was saved yet"
         if trainer.world.size > 1 or self._is_exact():
-            self.say(f"Interrupted at once, at {self.where()}, which was not saved. {kept}. This trainer goes on from here.")
+            kept = "is saved" if trainer.global_step == self.checkpoints.saved_step else f"was not saved. {kept}"
+            self.say(f"Interrupted at once, at {self.where()}, which {kept}. This trainer goes on from here.")
         else:
             self.say(f"Interrupted at once, in the middle of what follows {self.where()}. {kept}. This trainer begins that "
                      "again, but not to the same bits; load_state('auto') goes back to the save.")

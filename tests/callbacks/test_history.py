@@ -175,9 +175,13 @@ def test_an_epoch_that_was_given_up_by_loading_an_earlier_one_leaves_no_row():
 # --- the picture ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def without_curves():
-    """In the place of the conftest's: here they are drawn."""
+DRAW = History._draw  # which the conftest takes out of all tests
+
+
+@pytest.fixture
+def curves(monkeypatch):
+    """They are drawn."""
+    monkeypatch.setattr(History, "_draw", DRAW)
 
 
 def picture(folder):
@@ -189,7 +193,7 @@ def picture(folder):
         return np.asarray(image.convert("RGB"))
 
 
-def test_the_picture_shows_the_data():
+def test_the_picture_shows_the_data(curves):
     tiny_trainer(ckpt_dir="a").fit(4)
     tiny_trainer(ckpt_dir="b").fit(4)
     other = DataLoader(TensorDataset(*tiny_data(seed=9)), 10)
@@ -200,7 +204,7 @@ def test_the_picture_shows_the_data():
     assert a.shape != c.shape or not np.array_equal(a, c)
 
 
-def test_the_charts_hold_the_rows_values_and_the_best_point(monkeypatch):
+def test_the_charts_hold_the_rows_values_and_the_best_point(monkeypatch, curves):
     from matplotlib.figure import Figure
 
     drawn = []
@@ -231,14 +235,14 @@ def test_it_is_drawn_now_and_then_and_at_the_end(monkeypatch):
     assert drawn == [3]
 
 
-def test_png_off_draws_nothing():
+def test_png_off_draws_nothing(curves):
     trainer = tiny_trainer(ckpt_dir="run", callbacks=[History(png=False)])
     trainer.fit(2)
     assert sum(isinstance(callback, History) for callback in trainer.hooks.callbacks) == 1
     assert not os.path.exists("run/history.png") and len(rows("run")) == 2
 
 
-def test_without_matplotlib_it_says_so_once_and_the_csv_is_all(monkeypatch, capsys):
+def test_without_matplotlib_it_says_so_once_and_the_csv_is_all(monkeypatch, capsys, curves):
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -248,7 +252,7 @@ def test_without_matplotlib_it_says_so_once_and_the_csv_is_all(monkeypatch, caps
     assert len(rows("run")) == 4 and not os.path.exists("run/history.png")
 
 
-def test_drawing_leaves_the_users_figures_and_backend_alone():
+def test_drawing_leaves_the_users_figures_and_backend_alone(curves):
     import matplotlib
     import matplotlib.pyplot as plt
 
@@ -259,7 +263,7 @@ def test_drawing_leaves_the_users_figures_and_backend_alone():
     plt.close(mine)
 
 
-def test_a_picture_that_cannot_be_written_is_told_and_the_old_one_stays(monkeypatch, capsys):
+def test_a_picture_that_cannot_be_written_is_told_and_the_old_one_stays(monkeypatch, capsys, curves):
     trainer = tiny_trainer(ckpt_dir="run")
     trainer.fit(2)
     before = Path("run/history.png").read_bytes()

@@ -188,6 +188,7 @@ tiny_trainer(use_tb=True, ckpt_dir="run", log_per_step=1, save_per_steps=4, call
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="signals of POSIX")
 def test_a_process_that_is_killed_leaves_every_point_up_to_its_last_checkpoint(tmp_path):
     env = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}

@@ -106,10 +106,9 @@ def test_a_script_that_catches_the_exit_goes_on_with_the_same_trainer_to_the_sam
 
 
 @pytest.mark.parametrize("moment, n", [("on_batch", 8), ("on_after_step", 3), ("on_train_end", 2), ("on_eval_batch", 5)])
-def test_in_an_interactive_session_ctrl_c_raises_keyboard_interrupt_and_the_plain_loop_goes_on(moment, n, interactive, capsys):
+def test_in_an_interactive_session_ctrl_c_ends_the_plain_loop_and_the_next_one_goes_on(moment, n, interactive, capsys):
     whole = whole_run()
-    trainer = trainer_in("run", [At(moment, n, kill(signal.SIGINT))])
-    trainer.total_epochs = EPOCHS
+    trainer = trainer_in("run", [At(moment, n, kill(signal.SIGINT))], total_epochs=EPOCHS)
     with pytest.raises(KeyboardInterrupt):
         for _ in range(EPOCHS):
             trainer.train_loop()
@@ -145,12 +144,19 @@ def test_a_loader_with_a_state_of_its_own_goes_on_where_it_was():
 
 
 def test_after_ctrl_c_between_two_sessions_nobody_s_loop_is_asked_to_stop(interactive):
-    trainer = trainer_in("run")
-    trainer.total_epochs = EPOCHS
+    trainer = trainer_in("run", total_epochs=EPOCHS)
     trainer.train_loop()
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("the signal comes before the next line")
+    trainer.eval()
+    assert trainer.epochs_done == 1
+
+
+def test_ctrl_c_behind_the_last_update_of_an_epoch_does_not_wait_for_another_cell(interactive):
+    trainer = trainer_in("run", [At("on_train_end", 1, kill(signal.SIGINT))], total_epochs=EPOCHS)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train_loop()
     trainer.eval()
     assert trainer.epochs_done == 1
 
@@ -169,8 +175,9 @@ def test_an_evaluation_within_an_epoch_is_finished_before_the_training_is_left()
 
 
 def test_a_stop_while_weights_are_looked_at_writes_nothing():
-    trainer = trainer_in("run", callbacks=[At("on_eval_batch", 3 * EPOCHS + 2, kill(signal.SIGTERM))])
-    trainer.fit(EPOCHS)
+    trainer = trainer_in("run", [At("on_eval_batch", 5, kill(signal.SIGTERM)), At("on_batch", 9, interrupt)], total_epochs=EPOCHS)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train_loop(), trainer.eval(), trainer.train_loop()
     before = {path: path.read_bytes() for path in Path("run").glob("*.pth")}
     trainer.use_best()
     with pytest.raises(SystemExit):
@@ -178,13 +185,14 @@ def test_a_stop_while_weights_are_looked_at_writes_nothing():
     assert {path: path.read_bytes() for path in Path("run").glob("*.pth")} == before
 
 
-def test_an_error_beside_a_sigterm_does_not_answer_it():
+@pytest.mark.parametrize("action", [fail, interrupt])
+def test_an_error_or_an_interrupt_beside_a_sigterm_does_not_answer_it(action):
     def both(model):
         os.kill(os.getpid(), signal.SIGTERM)
-        fail(model)
+        action(model)
 
     trainer = trainer_in("run", [At("on_batch", 3, both)])
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises((ZeroDivisionError, KeyboardInterrupt)):
         trainer.fit(EPOCHS)
     with pytest.raises(SystemExit):
         trainer.fit(EPOCHS)
@@ -231,6 +239,16 @@ def test_an_interrupt_at_once_says_what_is_not_on_the_disk(capsys):
     told = capsys.readouterr().out.splitlines()[-1]
     assert told.startswith("Interrupted at once, in the middle of what follows epoch 1, update 1. Nothing was saved yet.")
     assert told in Path("run/log.txt").read_text() and not Path("run/last.pth").exists()
+
+
+def test_an_interrupt_at_once_of_what_only_looks_says_that_the_training_is_saved(capsys):
+    trainer = trainer_in("run", [At("on_after_step", 2, kill(signal.SIGTERM)), At("on_eval_batch", 2, interrupt)])
+    with pytest.raises(SystemExit):
+        trainer.fit(EPOCHS)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.test()
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "Interrupted at once, at epoch 1, update 2, which is saved. This trainer goes on from here.")
 
 
 # --- who is asked -----------------------------------------------------------------------------------------------------
