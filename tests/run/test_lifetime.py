@@ -1,6 +1,7 @@
 """The trainer after it was left: by a signal that ended the loop, by an interrupt at once, by an error in an update."""
 
 import os
+import random
 import signal
 import sys
 from pathlib import Path
@@ -133,9 +134,21 @@ def test_an_evaluation_that_was_cut_short_may_be_done_again_by_itself(interactiv
     assert_same_end(trainer, whole)
 
 
+class Reshuffled(Stateful):
+    """In another order whenever it is begun anew."""
+
+    rounds = 0
+
+    def __iter__(self):
+        if self.begin == 0:
+            self.rounds += 1
+            random.Random(self.rounds).shuffle(self.batches)
+        return super().__iter__()
+
+
 def test_a_loader_with_a_state_of_its_own_goes_on_where_it_was():
-    whole = whole_run(train_loader=Stateful())
-    trainer = trainer_in("run", [At("on_after_step", 2, kill(signal.SIGTERM))], train_loader=Stateful())
+    whole = whole_run(train_loader=Reshuffled())
+    trainer = trainer_in("run", [At("on_after_step", 2, kill(signal.SIGTERM))], train_loader=Reshuffled())
     with pytest.raises(SystemExit):
         trainer.fit(EPOCHS)
     assert trainer.batches_done
@@ -175,7 +188,8 @@ def test_an_evaluation_within_an_epoch_is_finished_before_the_training_is_left()
 
 
 def test_a_stop_while_weights_are_looked_at_writes_nothing():
-    trainer = trainer_in("run", [At("on_eval_batch", 5, kill(signal.SIGTERM)), At("on_batch", 9, interrupt)], total_epochs=EPOCHS)
+    stops = [At("on_eval_batch", 5, kill(signal.SIGTERM)), At("on_batch", 9, interrupt)]
+    trainer = trainer_in("run", stops, total_epochs=EPOCHS)
     with pytest.raises(KeyboardInterrupt):
         trainer.train_loop(), trainer.eval(), trainer.train_loop()
     before = {path: path.read_bytes() for path in Path("run").glob("*.pth")}
