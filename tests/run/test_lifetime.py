@@ -82,6 +82,16 @@ def assert_same_end(trainer, whole):
     assert [saved["epochs_done"] for saved in files] == [EPOCHS, EPOCHS]
 
 
+@pytest.fixture(autouse=True)
+def own_handlers():
+    """Those of a process in which nothing has trained yet, whatever a test before left."""
+    before = {number: signal.signal(number, handler) for number, handler in (
+        (signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL))}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def interactive(monkeypatch):
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
