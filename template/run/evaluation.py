@@ -99,7 +99,7 @@ class Evaluator:
         trainer = self.trainer
         modules = [*trainer.model_list, *([trainer.criterion] if isinstance(trainer.criterion, nn.Module) else [])]
         kept = nullcontext() if trainer.is_sharded else unchanged(modules)
-        with rng_kept(), averaged(trainer.optimizer_list), kept:
+        with rng_kept(), kept:
             return self._score({prefix: [part.first()] for prefix, part in self.batches.items()}, (), ALONE)
 
     @contextmanager
