@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data.loaders import make_batches
-from ..data.shares import Share
 from ..update.guard import make_guard
 from ..update.stepper import check_amp, make_clip
 from . import checks
 from .defaults import follow_reduction
+from .setup import batches_to_train
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -34,7 +33,7 @@ def take(trainer: TemplateModel, name: str, value: Any) -> None:
     if value is getattr(trainer, name):
         return
     if name in _FIXED:
-        raise AttributeError(f"{name} cannot change after check_init(), got {_short(value)}. {_FIXED[name]}")
+        raise AttributeError(f"{name} cannot change after check_init(), got {checks.short(value)}. {_FIXED[name]}")
     _EFFECTS[name](trainer, value)
 
 
@@ -45,9 +44,7 @@ def _train_loader(trainer, loader):
     checks.check_loader(loader, "train_loader")
 
     def begin():
-        share = Share(trainer.world.rank, trainer.world.size)
-        device = torch.device(trainer.device)
-        trainer.train_batches = make_batches(loader, trainer.seed, device, trainer.slice_tensors, share)
+        trainer.train_batches = batches_to_train(trainer, loader)
         trainer.lr_schedule.replan(trainer)
 
     trainer.lifetime.at_next_epoch("train_loader", begin)
@@ -139,8 +136,3 @@ _FIXED = {
                      "warm_up_scheduler_list"), _RATES),
 }
 WATCHED = frozenset(_EFFECTS) | frozenset(_FIXED)
-
-
-def _short(value):
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -52,7 +52,7 @@ def _check_types(model):
         if isinstance(value, kind) and not isinstance(value, nn.ModuleList):
             raise TypeError(f"{name} must be a list, got one {type(value).__name__}. Write self.{name} = [it].")
         if not isinstance(value, (list, tuple, nn.ModuleList)) or not all(isinstance(part, kind) for part in value):
-            raise TypeError(f"{name} must be a list of {kind.__name__}, got {_short(value)}. Set it in __init__.")
+            raise TypeError(f"{name} must be a list of {kind.__name__}, got {short(value)}. Set it in __init__.")
         if not len(value):
             raise ValueError(f"{name} must not be empty. Set it in __init__, after super().__init__().")
     check_criterion(model.criterion)
@@ -62,12 +62,12 @@ def _check_types(model):
 
 def check_criterion(criterion):
     if criterion is not None and not callable(criterion):
-        raise TypeError(f"criterion must be callable as criterion(pred, y), or None, got {_short(criterion)}.")
+        raise TypeError(f"criterion must be callable as criterion(pred, y), or None, got {short(criterion)}.")
 
 
 def check_callbacks(callbacks):
     if callbacks is not None and not isinstance(callbacks, (list, tuple)):
-        raise TypeError(f"callbacks must be a list, got {_short(callbacks)}.")
+        raise TypeError(f"callbacks must be a list, got {short(callbacks)}.")
 
 
 def check_count(name, value):
@@ -112,10 +112,10 @@ def _check_choices(model):
     for name in ("lr_scheduler_list", "warm_up_scheduler_list"):
         schedulers = getattr(model, name)
         if schedulers is not None and not isinstance(schedulers, (list, tuple)):
-            raise TypeError(f"{name} must be a list of schedulers, got {_short(schedulers)}.")
+            raise TypeError(f"{name} must be a list of schedulers, got {short(schedulers)}.")
     for warm_up in model.warm_up_scheduler_list or []:
         if not isinstance(warm_up, lr_scheduler.WarmUpLR):
-            raise TypeError(f"warm_up_scheduler_list must hold WarmUpLR objects, got {_short(warm_up)}.")
+            raise TypeError(f"warm_up_scheduler_list must hold WarmUpLR objects, got {short(warm_up)}.")
     check_callbacks(model.callbacks)
     if model.sync_batchnorm and torch.device(model.device).type != "cuda":
         raise ValueError("sync_batchnorm = True needs GPUs: torch has no SyncBatchNorm for the CPU. Set it to False there.")
@@ -129,7 +129,7 @@ def check_loader(loader, name):
     """
     for part in loader.values() if isinstance(loader, dict) else [loader]:
         if not hasattr(part, "__iter__"):
-            raise TypeError(f"{name} must be an iterable of batches, got {_short(part)}.")
+            raise TypeError(f"{name} must be an iterable of batches, got {short(part)}.")
         if type(part).__module__ in ("builtins", "itertools") and iter(part) is part:
             raise ValueError(
                 f"{name} is a {type(part).__name__} that can be read once only; the second epoch would be empty. Give a "
@@ -341,19 +341,10 @@ def check_criterion_inputs(criterion, args, ignore_index=None):
 def _check_class_labels(name, loss, pred, y, ignore_index):
     if pred.dim() < 1 or y.dim() != max(pred.dim() - 1, 0):
         return  # class probabilities, or a shape that torch itself explains
-    readings = class_dimensions(pred, y) or ([] if pred.dim() > 1 else [0])
-    if readings == [-1] or (len(readings) == 2 and _features_are_last(pred)):
-        last = pred.dim() - 2
-        turn = "transpose(1, 2)" if pred.dim() == 3 else "movedim(-1, 1)"
-        message = (f"{name} takes the classes in dimension 1; in pred {tuple(pred.shape)} with y {tuple(y.shape)} they "
-                   f"{'are' if len(readings) == 1 else 'seem to be'} in the last one, and softmax would run over another. "
-                   f"Give it pred.flatten(0, {last}), y.flatten(0, {last}), or pred.{turn} and y.")
-        if len(readings) == 1:
-            _refuse(message)
-        _warn(message)
-    if 1 not in readings and 0 not in readings:
+    dimension = _dimension_of_classes(name, pred, y)
+    if dimension is None:
         return  # torch itself explains
-    classes = pred.shape[readings[0]]
+    classes = pred.shape[dimension]
     if y.is_floating_point():
         _refuse(
             f"{name} needs class indices as integers shaped {tuple(y.shape)}, or probabilities shaped {tuple(pred.shape)}; "
@@ -368,6 +359,27 @@ def _check_class_labels(name, loss, pred, y, ignore_index):
             f"{name} got labels from {labels.min().item()} to {labels.max().item()}, but pred has {classes} "
             f"class{'es' * (classes > 1)}, so labels must lie in [0, {classes}). {cure}."
         )
+    _check_scores(name, loss, pred, classes)
+
+
+def _dimension_of_classes(name, pred, y):
+    """Where the criterion reads the classes of ``pred``; None where the shapes do not fit at all. Classes that stand in the
+    last dimension instead are refused, or warned of where that is not certain."""
+    readings = class_dimensions(pred, y) or ([] if pred.dim() > 1 else [0])
+    if readings == [-1] or (len(readings) == 2 and _features_are_last(pred)):
+        last = pred.dim() - 2
+        turn = "transpose(1, 2)" if pred.dim() == 3 else "movedim(-1, 1)"
+        message = (f"{name} takes the classes in dimension 1; in pred {tuple(pred.shape)} with y {tuple(y.shape)} they "
+                   f"{'are' if len(readings) == 1 else 'seem to be'} in the last one, and softmax would run over another. "
+                   f"Give it pred.flatten(0, {last}), y.flatten(0, {last}), or pred.{turn} and y.")
+        if len(readings) == 1:
+            _refuse(message)
+        _warn(message)
+    return readings[0] if 1 in readings or 0 in readings else None
+
+
+def _check_scores(name, loss, pred, classes):
+    """Scores that are something else than the criterion takes, as far as their values tell."""
     if loss in ("NLLLoss", "nll_loss") and pred.numel() and pred.max() > 0:
         _warn(f"{name} takes log-probabilities, which are never above 0; pred reaches {pred.max().item():g}. End the model "
               "in log_softmax(1), or use CrossEntropyLoss, which applies it itself.")
@@ -520,6 +532,7 @@ def _some(names):
     return f"{len(names)} parameter{'s' * (len(names) > 1)} ({shown}{', …' if len(names) > _NAMES_SHOWN else ''})"
 
 
-def _short(value):
+def short(value):
+    """A value as messages show it."""
     text = repr(value)
     return f"{text[:60]}{'…' if len(text) > 60 else ''} ({type(value).__name__})"

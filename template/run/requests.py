@@ -33,9 +33,9 @@ from .defaults import input_of, parameter_dtype
 if TYPE_CHECKING:
     from ..template import TemplateModel
 
-_NOT_PRINTED = {"best_metric", "train_loader", "eval_loader", "hooks", "stepper", "lr_schedule", "stdout_logger",
-                "running_losses", "attribute_names", "train_batches", "started_in", "checkpoints", "lifetime", "evaluator",
-                "input_dtype"}
+_NOT_PRINTED = {"best_metric", "train_loader", "eval_loader", "test_loader", "hooks", "stepper", "lr_schedule",
+                "stdout_logger", "running_losses", "attribute_names", "train_batches", "started_in", "asked_dir",
+                "checkpoints", "lifetime", "evaluator", "input_dtype"}
 
 
 # --- predictions ------------------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def open_writer(trainer: TemplateModel):
 
 
 class OtherName:
-    """A second name of an attribute: ``test_loader = OtherName("eval_loader")`` in a class body."""
+    """A second name of an attribute: ``warm_up_type = OtherName("warm_up_mode")`` in a class body."""
 
     def __init__(self, name: str):
         self.name = name

@@ -57,8 +57,7 @@ def set_up(trainer: TemplateModel, callbacks, overrides, log_name, clean_log, ar
     if trainer.is_sharded:
         schedule_free.refuse_sharded(trainer.optimizer_list)
 
-    share = Share(trainer.world.rank, trainer.world.size)
-    trainer.train_batches = make_batches(trainer.train_loader, trainer.seed, device, trainer.slice_tensors, share)
+    trainer.train_batches = batches_to_train(trainer, trainer.train_loader)
     trainer.evaluator = Evaluator(trainer, overrides)
     trainer.evaluator.set_loader(trainer.eval_loader)
     trainer.evaluator.set_test_loader(trainer.test_loader)
@@ -79,6 +78,12 @@ def set_up(trainer: TemplateModel, callbacks, overrides, log_name, clean_log, ar
         print(f"  not exact when continued: {note}")
     for note in schedule_free.notes(trainer.model_list, trainer.optimizer_list):
         print(f"  {note}")
+
+
+def batches_to_train(trainer: TemplateModel, loader):
+    """What ``loader`` gives this process in training."""
+    share = Share(trainer.world.rank, trainer.world.size)
+    return make_batches(loader, trainer.seed, torch.device(trainer.device), trainer.slice_tensors, share)
 
 
 def _meet_others(trainer):

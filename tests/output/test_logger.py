@@ -200,6 +200,14 @@ def test_a_program_without_a_console_has_its_log():
     assert text() == "for the log\n"
 
 
+def in_eight_threads(work):
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_eight_threads_write_whole_lines():
     own_console()
     lines = {f"thread {number} line {i} " + "x" * 40 for number in range(8) for i in range(200)}
@@ -212,11 +220,7 @@ def test_eight_threads_write_whole_lines():
     sys.setswitchinterval(1e-6)
     try:
         with Logger("log.txt"):
-            threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            in_eight_threads(work)
     finally:
         sys.setswitchinterval(interval)
     written = text().splitlines()
@@ -651,11 +655,7 @@ def test_eight_threads_on_a_disk_that_is_full_now_and_then_lose_no_line(monkeypa
             print(f"thread {number} line {i}")
 
     with Logger("log.txt"):
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_eight_threads(work)
         disk.room = None
     assert sorted(text().splitlines()) == sorted(f"thread {number} line {i}" for number in range(8) for i in range(50))
 

@@ -431,4 +431,4 @@ def test_stdout_is_given_back_after_the_loop_and_later_reports_still_reach_the_l
     assert sys.stdout is stdout
     log = (tmp_path / "check_point" / "log.txt").read_text()
     assert "Best metrics" in log and "Final learning rate" in log and "Trainable parameters: 163" in log
-    assert "warm_up_epoch: 1" in log and "\r" not in log
+    assert "warm_up_epoch: 1" in log and "_loader:" not in log and "\r" not in log
