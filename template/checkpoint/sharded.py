@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 import zlib
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -315,11 +316,17 @@ def remove_unnamed(folder):
     if len(parts) < 2:
         return
     try:
-        states = [torch.load(path, map_location="cpu", weights_only=True, mmap=True) for path in Path(folder).glob("*.pth")]
+        named = {_parts_named_in(path, path.stat().st_mtime_ns) for path in Path(folder).glob("*.pth")}
     except (RuntimeError, OSError, pickle.UnpicklingError, EOFError):
         return
-    found = [state.get("shards") for state in states if isinstance(state, dict)]
-    named = {shards["folder"] for shards in found if _names_parts(shards)}  # the user's own files may hold anything there
     for path in parts:
         if path.name not in named:
             shutil.rmtree(path, ignore_errors=True)
+
+
+@cache
+def _parts_named_in(path, modified):
+    """The folder of parts that a file names, or None; a file of an earlier epoch is read once, and not at each save."""
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    shards = state.get("shards") if isinstance(state, dict) else None
+    return shards["folder"] if _names_parts(shards) else None  # the user's own files may hold anything there

@@ -43,6 +43,7 @@ class Checkpoints:
         self._epoch_file = None  # path that the newest save was to have as well
         self._replaces_run = False  # the first save deletes what a run before left in the folder
         self._told_size = False  # what the files of all epochs will come to
+        self._is_tidy = False  # what earlier processes left in the folder and nothing names is deleted
         self._is_wanted = False  # an evaluation in the middle of an epoch is to be kept
         weakref.finalize(trainer, self.saver.release).atexit = False
 
@@ -70,10 +71,13 @@ class Checkpoints:
             if hasattr(callback, "flush"):
                 callback.flush()
         folder, count = trainer.path_of("."), trainer.keep_checkpoints
+        tidies = count is not None or trainer.is_sharded or not self._is_tidy  # thousands of files take a while
+        self._is_tidy = True
 
         def write(saved):
             files.write_last(saved, folder, epoch_file)
-            files.keep_newest(folder, count)
+            if tidies:
+                files.keep_newest(folder, count)
 
         with averaged_to_continue(trainer.optimizer_list):
             saved = state.collect(trainer, divided=trainer.is_sharded)
