@@ -33,6 +33,7 @@ from .callbacks import default_callbacks
 from .metrics.best import note_best
 from .metrics.epoch import RunningLosses, distinct_sources
 from .output import run_folder
+from .output.console import values_line
 from .parallel import ranks
 from .run import assignments, checks, requests
 from .run.checkpoints import Checkpoints
@@ -435,7 +436,7 @@ class TemplateModel:
             call(self, result)
         rates = " ".join(f"{optimizer.param_groups[0]['lr']:.2e}" for optimizer in self.optimizer_list)
         seconds = time.perf_counter() - self._epoch_started
-        print(f"epoch {self.epoch:3d} train | {_line(result)} | lr {rates} | {seconds:.1f} s")
+        print(f"epoch {self.epoch:3d} train | {values_line(result)} | lr {rates} | {seconds:.1f} s")
         self.lr_schedule.after_epoch(self.epoch)
         if self.eval_loader is None:  # plateau schedules have nothing else to look at
             self.lr_schedule.note_result(self.epoch, loss=result.get("tol_loss"))
@@ -463,11 +464,12 @@ class TemplateModel:
                 result = self.eval_result = self.evaluator.score(self.hooks.on_eval_batch)
                 score = result[checks.resolve_key(self, result)]
                 if lifetime.only_looks:
-                    print(f"weights eval   | {_line(result)} | not noted, see use_best")
+                    print(f"weights eval   | {values_line(result, [self.key_metric])} | not noted, see use_best")
                     return score
                 lifetime.half_evaluated = True
                 improved = note_best(self, result)
-                print(f"epoch {self.epoch:3d} eval  | {_line(result)}{f' | best {self.key_metric}' if improved else ''}")
+                line = values_line(result, [self.key_metric])
+                print(f"epoch {self.epoch:3d} eval  | {line}{f' | best {self.key_metric}' if improved else ''}")
                 for call in self.hooks.on_eval_result:
                     call(self, result)
                 if improved:  # the weights that were scored: a callback may have put averages in their place
@@ -534,7 +536,3 @@ class TemplateModel:
     @writer.setter
     def writer(self, writer: Any) -> None:
         self._writer = writer
-
-
-def _line(result):
-    return "  ".join(f"{name} {value:.6f}" for name, value in result.items() if isinstance(value, float))

@@ -3,129 +3,230 @@
     epoch,global_step,train/tol_loss,eval/tol_loss,eval/acc,lr,seconds
 
 The png needs matplotlib (``pip install matplotlib``); without it the csv is all.
+
+A row is appended, and a checkpoint holds the newest rows alone, with how many are before them: a run costs the same in epoch
+10,000 as in epoch 1. A resumed run cuts the file back to its place, or takes the rows from the file beside its checkpoint.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..hooks import Callback
+from ..output.csv_table import CsvTable, digest, read
+from ..output.curves import draw
 from ..output.run_folder import replace_file, told_when_it_fails
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
 
+_FILE = "history.csv"
+_KEY = "epoch"
+_AT_THE_END = ("lr", "seconds")
+_FEWEST, _MOST = 8, 24  # rows that a checkpoint holds: those before them were brought to the disk, which costs a wait
 _PNG_EVERY_SECONDS = 30.0
+_PNG_SHARE = 0.01  # of the time of the training, at most
 
 
 class History(Callback):
     """Writes each row when its epoch is over; a resumed run goes on behind the last row of its checkpoint.
 
     Args:
-        png: draw ``history.png``, at most every 30 s and at the end.
+        png: draw ``history.png`` now and then, which takes at most 1 % of the time, and at the end.
     """
 
     def __init__(self, png: bool = True) -> None:
         self.png = png
-        self.rows: list[dict[str, Any]] = []
-        self._row: dict[str, Any] | None = None  # of the epoch that is trained but not written
-        self._is_on_disk = True
-        self._started = 0.0
-        self._drawn = 0.0
+        self._newest: list[dict[str, Any]] = []      # rows, of which all before the last one are over
+        self._earlier = 0                            # rows before them, which are in the file alone
+        self._digest = 0                             # of those
+        self._row: dict[str, Any] | None = None      # of the epoch that is trained but not written
+        self._is_written = True
+        self._table: Any = None
+        self._started = 0.0                          # when the epoch began, on time.perf_counter's clock
+        self._began: float | None = None             # when the first epoch of this process did
+        self._drawn = 0.0                            # when the last picture was drawn
+        self._drawing = 0.0                          # seconds that all pictures took
+        self._one_drawing = 1.0                      # that one takes
+        self._drawn_row: Any = None                  # the last one in the picture
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows, read from the file: ``{"epoch": 1, "global_step": 40, "train/tol_loss": 0.7, …}``."""
+        earlier = self._earlier_in(self._table.path) if self._earlier and self._table else []
+        return [{name: _number(cell) for name, cell in row.items()} for row in earlier] + [dict(row) for row in self._newest]
+
+    # --- events ---------------------------------------------------------------------------------------------------
 
     def on_train_start(self, model: TemplateModel) -> None:
         self._finish_row(model)  # of an epoch that was not evaluated
         self._started = time.perf_counter()
+        self._began = self._began or self._started
 
     def on_train_end(self, model: TemplateModel, result: dict[str, float]) -> None:
-        self._row = {"epoch": model.epoch, "global_step": model.global_step}
-        self._row |= {f"train/{name}": value for name, value in result.items()}
+        self._row = {_KEY: model.epoch, "global_step": model.global_step}
+        self._row |= {f"train/{name}": float(value) for name, value in result.items()}
         self._row["lr"] = float(model.optimizer_list[0].param_groups[0]["lr"])  # a tensor would change
         self._row["seconds"] = round(time.perf_counter() - self._started, 3)
 
     def on_eval_result(self, model: TemplateModel, result: dict[str, Any]) -> None:
-        row = self._row or next((row for row in self.rows if row["epoch"] == model.epoch), None)
+        row = self._row or next((dict(row) for row in self._newest if row[_KEY] == model.epoch), None)
         if row is None:  # an evaluation before any training
             return
-        row |= {f"eval/{name}": value for name, value in result.items() if isinstance(value, float)}
+        row |= {f"eval/{name}": float(value) for name, value in result.items() if isinstance(value, float)}
         self._row = row
         self._finish_row(model)
 
     def on_exit(self, model: TemplateModel) -> None:
         self._finish_row(model)
-        if not self._is_on_disk:
-            self._write(model.path_of("history.csv"))
-        if model.is_main:
+        if not model.is_main or not self._newest:
+            return
+        if not (self._is_written and self._table_of(model).is_there()):
+            self._write(model)
+        if self._drawn_row != self._newest[-1]:
             self._draw(model)
+
+    # --- rows -----------------------------------------------------------------------------------------------------
 
     def _finish_row(self, model):
+        """The row is complete; it takes the place of those that are not before it."""
         if self._row is None:
             return
-        self.rows = [row for row in self.rows if row["epoch"] < self._row["epoch"]] + [self._row]
-        self._row = None
-        if not model.is_main:
-            return
-        self._write(model.path_of("history.csv"))
-        if time.perf_counter() - self._drawn > _PNG_EVERY_SECONDS:
+        row, self._row = {sys.intern(name): value for name, value in self._row.items()}, None
+        given_up = [old[_KEY] for old in self._newest if old[_KEY] >= row[_KEY]]
+        self._newest[len(self._newest) - len(given_up):] = [row]
+        if model.is_main:
+            self._write(model, row if given_up in ([], [row[_KEY]]) else None, instead_of_last=bool(given_up))
+            self._draw_if_it_is_time(model)
+        else:
+            self._is_written = True
+        if self._is_written and len(self._newest) > _MOST:
+            self._hold_fewer(model)
+
+    def _write(self, model, row=None, instead_of_last=False):
+        """One row if the file is as it should be for that; else all of them."""
+        table = self._table_of(model)
+        was_written, self._is_written = self._is_written, False
+        with told_when_it_fails(table.path):  # the next row, or the end, writes all
+            if row is None or not was_written or not table.append(row, instead_of_last):
+                earlier = self._earlier_in(table.path) if self._earlier else []
+                if row is not None and len(earlier) < self._earlier:
+                    print(f"{table.path} was deleted or changed. It goes on with {len(earlier)} of the {self._earlier} rows "
+                          f"before epoch {self._newest[0][_KEY]}.")
+                self._write_all(table, earlier)
+            self._is_written = True
+
+    def _write_all(self, table, earlier):
+        """``earlier`` and the newest rows; what would be lost of the present file, and no checkpoint holds, is kept."""
+        present = table.read()
+        written = {_as_text(row) for row in (*earlier, *self._newest)}
+        lost = [row for row in present if _as_text(row) not in written]
+        if len(lost) > _FEWEST or not present and table.has_lines():
+            print(f"{table.path} is written anew from epoch {self._newest[0][_KEY]} on. What it held is kept in "
+                  f"{table.set_aside().name}.")
+        table.replace([*earlier, *self._newest])
+        self._earlier, self._digest = len(earlier), digest(earlier)
+
+    def _earlier_in(self, path):
+        """The rows of a file that are before the newest ones."""
+        return [row for row in read(path, _KEY) if row[_KEY] < self._newest[0][_KEY]]
+
+    def _hold_fewer(self, model):
+        """The older ones of the newest rows are brought to the disk, and need not be in the checkpoints any more."""
+        with told_when_it_fails(_FILE):
+            if model.is_main:
+                self._table_of(model).sync()
+            older, self._newest = self._newest[:-_FEWEST], self._newest[-_FEWEST:]
+            self._earlier, self._digest = self._earlier + len(older), digest(older, self._digest)
+
+    def _table_of(self, model):
+        path = model.path_of(_FILE)
+        if self._table is None or self._table.path != path:
+            self._table = CsvTable(path, _KEY, _AT_THE_END)
+        return self._table
+
+    # --- resume ---------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The newest rows, and how many are before them in the file with what they hold: see ``take_files``."""
+        rows = self._newest + ([self._row] if self._row is not None else [])
+        return {"rows": [dict(row) for row in rows], "earlier": self._earlier, "digest": self._digest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Before 0.2.0 a checkpoint held all rows."""
+        self._newest = [{sys.intern(name): value for name, value in row.items()} for row in state["rows"]]
+        self._earlier, self._digest = state.get("earlier", 0), state.get("digest", 0)
+        self._row, self._is_written = None, False
+
+    def take_files(self, model: TemplateModel, folder: Path) -> list[str]:
+        """After ``load_state``: the rows of the checkpoint, whose older ones lie beside it in ``folder``, are those of the
+        run.
+
+        Returns:
+            Messages about rows that are not there any more, or are not what they were.
+        """
+        if not model.is_main or not self._newest or self._is_written:  # as by a file without a history
+            return []
+        notes: list[str] = []
+        with told_when_it_fails(folder / _FILE):
+            earlier, notes = self._find_earlier(folder)
+            self._write_all(self._table_of(model), earlier)
+            self._is_written = True
+        return notes
+
+    def _find_earlier(self, folder):
+        """Those that were there when the checkpoint was made, if a file has them; else what there is."""
+        if not self._earlier:
+            return [], []
+        paths = [folder / _FILE, *sorted(folder.glob("history_kept*.csv"))]
+        found = [self._earlier_in(path) for path in paths]
+        for rows in found:
+            if len(rows) == self._earlier and digest(rows) == self._digest:
+                return rows, []
+        what, rows = f"{paths[0]} was deleted or changed since this checkpoint was written", found[0]
+        if len(rows) == self._earlier:
+            return rows, [f"{what}: its rows stay as they are now"]
+        return rows, [f"{what}: it has {len(rows)} of the {self._earlier} rows before epoch {self._newest[0][_KEY]}. "
+                      "Nothing else needs them: the training goes on exactly"]
+
+    # --- the picture ----------------------------------------------------------------------------------------------
+
+    def _draw_if_it_is_time(self, model):
+        """When the last picture is half a minute old and one more takes no more than its share of the time until now."""
+        now = time.perf_counter()
+        training = now - (now if self._began is None else self._began)
+        if now - self._drawn > _PNG_EVERY_SECONDS and self._drawing + self._one_drawing <= _PNG_SHARE * training:
             self._draw(model)
 
-    def _write(self, path):
-        """The whole small table each time, renamed into place: columns that come later fit, a crash cuts no line."""
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        columns = [name for name in columns if name not in ("lr", "seconds")] + ["lr", "seconds"]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        self._is_on_disk = False
-        with told_when_it_fails(path):  # the next row, or the end, writes the whole table again
-            replace_file(path, text.getvalue())
-            self._is_on_disk = True
-
     def _draw(self, model):
-        """One chart per quantity, training and evaluation in it together; a star marks each metric's best."""
-        if not self.png or len(self.rows) < 2:
+        """All rows, with a star at the best value of each quantity; resumed runs as a whole."""
+        if not self.png:
             return
+        started, path = time.perf_counter(), model.path_of("history.png")
+        best = {name: (epoch, model.best_metric[name]) for name, epoch in model.best_epoch.items()}
         try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg  # type: ignore  # optional
-            from matplotlib.figure import Figure  # type: ignore  # optional
-            from matplotlib.ticker import MaxNLocator  # type: ignore  # optional
+            with told_when_it_fails(path):
+                replace_file(path, draw(self.rows, path.parent.resolve().name, model.key_metric, best))
         except ImportError:
             self.png = False
             print("history.png is not drawn: the package is missing. pip install matplotlib")
-            return
-        self._drawn = time.perf_counter()
-        names = [name for row in self.rows for name in row if name.startswith(("train/", "eval/"))]
-        quantities = list(dict.fromkeys(name.partition("/")[2] for name in names))
-        figure = Figure(figsize=(5.2 * len(quantities), 3.8), layout="constrained")
-        FigureCanvasAgg(figure)  # no pyplot: no display is asked for, and the user's figures stay theirs
-        for axes, quantity in zip(figure.subplots(1, len(quantities), squeeze=False)[0], quantities):
-            for part, color in (("train", "tab:blue"), ("eval", "tab:orange")):
-                points = [(row["epoch"], row[f"{part}/{quantity}"]) for row in self.rows if f"{part}/{quantity}" in row]
-                if points:
-                    axes.plot(*zip(*points), label=part, color=color, marker="o", markersize=3, linewidth=1.4)
-            best = model.best_epoch.get(quantity)
-            if best is not None:
-                axes.plot([best], [model.best_metric[quantity]], "*", color="crimson", markersize=12,
-                          label=f"best {model.best_metric[quantity]:.4g} (epoch {best})")
-            axes.set_title(quantity)
-            axes.set_xlabel("epoch")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.grid(alpha=0.3)
-            axes.legend(fontsize=8)
-        path = model.path_of("history.png")
-        with told_when_it_fails(path):
-            image = io.BytesIO()
-            figure.savefig(image, dpi=110)
-            replace_file(path, image.getvalue())
+        self._drawn_row, self._drawn = self._newest[-1], time.perf_counter()
+        self._one_drawing = self._drawn - started
+        self._drawing += self._one_drawing
 
-    def state_dict(self) -> dict[str, Any]:
-        rows = self.rows + ([self._row] if self._row is not None else [])
-        return {"rows": [dict(row) for row in rows]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rows = [dict(row) for row in state["rows"]]
-        self._row = None
+def _number(cell):
+    """What is in a cell: a whole number, a number, or what somebody wrote there."""
+    for kind in (int, float):
+        try:
+            return kind(cell)
+        except ValueError:
+            continue
+    return cell
+
+
+def _as_text(row):
+    return frozenset((name, str(value)) for name, value in row.items())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..hooks import Callback
+from ..output.console import fitting
 from ..output.speed import peak_gigabytes
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class ProgressBar(Callback):
             print(f"epoch {model.epoch} cur:[{_updates_begun(model)}]\\[{of}] {entries}")
 
     def _entries(self, model, values):
-        shown = {name: f"{value:.4g}" for name, value in values.items()}
+        shown, left_out = fitting({name: f"{value:.4g}" for name, value in values.items()})
+        shown = shown | ({"and": f"{left_out} more"} if left_out else {})
         shown["lr"] = f"{model.optimizer_list[0].param_groups[0]['lr']:.2g}"
         speed = model.stepper.speed.since(self._start)
         if speed:

@@ -84,7 +84,7 @@ def holds_run(folder):
 
 def remove_run(folder):
     """Delete what a run left in ``folder`` and a new one there would write again; its log and config are continued."""
-    for pattern in ("*.pth", "history.csv", "history.png"):
+    for pattern in ("*.pth", "history.csv", "history_kept*.csv", "history.png"):
         for path in Path(folder).glob(pattern):
             path.unlink()
     for path in Path(folder).glob("shards-*"):

@@ -113,6 +113,9 @@ def load_state(trainer: TemplateModel, fname: str | Path, optim: bool = True, lr
             files.continue_in(trainer, path.parent, saved)
         ckpt_dir, run_name = trainer.world.share((trainer.ckpt_dir, trainer.run_name))
         vars(trainer).update(ckpt_dir=ckpt_dir, run_name=run_name)
+    if optim:  # what callbacks wrote beside the checkpoint belongs to it
+        takers = [callback for callback in trainer.hooks.callbacks if hasattr(callback, "take_files")]
+        notes += [note for callback in takers for note in callback.take_files(trainer, path.parent)]
     if optim and saved.get("seed") not in (None, trainer.seed):
         notes.append(f"seed {saved['seed']} instead of {trainer.seed}: the order of data goes on as it began")
         vars(trainer)["seed"] = saved["seed"]  # an assignment would be refused

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from template.callbacks import history
 from template.callbacks.history import History
 from template.hooks import Callback
+from template.output.csv_table import CsvTable
 
 
 def rows(folder):
@@ -145,14 +146,14 @@ def test_a_table_that_cannot_be_written_is_told_and_the_next_row_brings_all(monk
     class Disk(Callback):
         def on_train_end(self, model, result):
             if model.epoch == 2:
-                monkeypatch.setattr(history, "replace_file", full)
+                monkeypatch.setattr(CsvTable, "append", full)
             if model.epoch == 3:
-                monkeypatch.setattr(history, "replace_file", original)
+                monkeypatch.setattr(CsvTable, "append", append)
 
-    def full(path, content):
+    def full(*args):
         raise OSError(28, "No space left on device")
 
-    original = history.replace_file
+    append = CsvTable.append
     trainer = tiny_trainer(ckpt_dir="run", callbacks=[Disk(), History(png=False)])
     seen = []
     for _ in trainer.epochs(3):
@@ -194,14 +195,14 @@ def picture(folder):
 
 
 def test_the_picture_shows_the_data(curves):
-    tiny_trainer(ckpt_dir="a").fit(4)
-    tiny_trainer(ckpt_dir="b").fit(4)
+    tiny_trainer(ckpt_dir="a/run").fit(4)
+    tiny_trainer(ckpt_dir="b/run").fit(4)
     other = DataLoader(TensorDataset(*tiny_data(seed=9)), 10)
-    tiny_trainer(ckpt_dir="c", train_loader=other).fit(4)
-    a, b, c = (picture(folder) for folder in "abc")
-    assert a.shape[0] > 300 and a.shape[1] > 2 * a.shape[0]  # two charts side by side
+    tiny_trainer(ckpt_dir="c/run", train_loader=other).fit(4)
+    a, b, c = (picture(f"{folder}/run") for folder in "abc")
+    assert a.shape[0] > 500 and a.shape[1] > a.shape[0]  # two rows of two
     assert np.array_equal(a, b)
-    assert a.shape != c.shape or not np.array_equal(a, c)
+    assert a.shape == c.shape and not np.array_equal(a, c)
 
 
 def test_the_charts_hold_the_rows_values_and_the_best_point(monkeypatch, curves):
@@ -212,7 +213,9 @@ def test_the_charts_hold_the_rows_values_and_the_best_point(monkeypatch, curves)
     trainer = tiny_trainer(ckpt_dir="run")
     trainer.fit(4)
     charts = {axes.get_title(): axes for axes in drawn[-1].axes}
-    assert list(charts) == ["tol_loss", "acc"]
+    assert list(charts) == ["tol_loss", "acc", "learning rate"]
+    (heading,) = drawn[-1].texts
+    assert heading.get_text().startswith("run  ·  4 epochs, best acc 0.26")
     lines = {line.get_label().split()[0]: (list(line.get_xdata()), list(line.get_ydata()))
              for line in charts["tol_loss"].lines}
     for part in ("train", "eval"):
@@ -223,16 +226,64 @@ def test_the_charts_hold_the_rows_values_and_the_best_point(monkeypatch, curves)
     assert y == max(scores) == scores[x - 1]
 
 
-def test_it_is_drawn_now_and_then_and_at_the_end(monkeypatch):
+class Clock:
+    """In the place of ``time``: an epoch takes so many seconds, and a picture too."""
+
+    def __init__(self, of_an_epoch, of_a_picture):
+        self.of_an_epoch, self.of_a_picture, self.now, self.drawn = of_an_epoch, of_a_picture, 1000.0, []
+
+    def perf_counter(self):
+        return self.now
+
+    def draw(self, rows, *args):
+        self.now += self.of_a_picture
+        self.drawn.append(rows[-1]["epoch"])
+        return b""
+
+    def run(self, monkeypatch, epochs):
+        monkeypatch.setattr(history, "time", self)
+        monkeypatch.setattr(history, "draw", self.draw)
+        trainer = tiny_trainer()
+        for _ in trainer.epochs(epochs):
+            trainer.train_loop()
+            self.now += self.of_an_epoch
+            trainer.eval()
+        return self
+
+
+def test_all_pictures_together_take_one_percent_of_the_time_and_the_last_one_is_drawn(monkeypatch, curves):
+    clock = Clock(of_an_epoch=100, of_a_picture=8).run(monkeypatch, 50)
+    assert clock.drawn == [1, 16, 24, 32, 40, 48, 50]  # the first is expected to take a second
+    assert Clock(of_an_epoch=1, of_a_picture=0.0).run(monkeypatch, 250).drawn == [100, 131, 162, 193, 224, 250]
+
+
+def test_the_end_of_a_short_run_draws_once_and_a_second_end_not_again(monkeypatch, curves):
     drawn = []
-    monkeypatch.setattr(history, "_PNG_EVERY_SECONDS", -1.0)
-    monkeypatch.setattr(History, "_draw", lambda self, model: drawn.append(model.epoch))
-    tiny_trainer().fit(3)
-    assert drawn == [1, 2, 3, 3]
-    monkeypatch.setattr(history, "_PNG_EVERY_SECONDS", 1e9)
-    drawn.clear()
-    tiny_trainer().fit(3)
+    monkeypatch.setattr(history, "draw", lambda rows, *args: drawn.append(len(rows)) or b"")
+    trainer = tiny_trainer()
+    trainer.fit(3)
+    trainer.close()
+    trainer.test()
+    trainer.close()
     assert drawn == [3]
+    trainer.fit(4)
+    assert drawn == [3, 4]
+
+
+def test_a_run_of_one_epoch_has_a_picture(curves):
+    tiny_trainer(ckpt_dir="run").fit(1)
+    assert picture("run").shape[0] > 500
+
+
+def test_the_picture_of_a_resumed_run_shows_all_of_it(monkeypatch, curves):
+    monkeypatch.setattr(history, "_FEWEST", 1)
+    monkeypatch.setattr(history, "_MOST", 2)
+    tiny_trainer(ckpt_dir="parts/run").fit(3)
+    again = tiny_trainer(ckpt_dir="parts/run")
+    again.load_state("auto")
+    again.fit(6)
+    tiny_trainer(ckpt_dir="whole/run").fit(6)
+    assert np.array_equal(picture("parts/run"), picture("whole/run"))
 
 
 def test_png_off_draws_nothing(curves):
@@ -247,6 +298,7 @@ def test_without_matplotlib_it_says_so_once_and_the_csv_is_all(monkeypatch, caps
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr(history, "_PNG_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr(history, "_PNG_SHARE", 1e9)
     tiny_trainer(ckpt_dir="run").fit(4)
     assert capsys.readouterr().out.count("history.png is not drawn: the package is missing. pip install matplotlib") == 1
     assert len(rows("run")) == 4 and not os.path.exists("run/history.png")

@@ -1,0 +1,241 @@
+"""The curves of a run as a picture: training and evaluation of each quantity, and the learning rate.
+
+    png = draw(rows, title="2024-05-01_12-00-00", key="acc", best={"acc": (25, 0.997)})      # bytes
+
+A dozen quantities have a panel each; more of them share panels. An axis is logarithmic where most values lie close to its
+lower end, and leaves the first epochs out where those would press all others into a line. It needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_MOST_ALONE = 11          # quantities that have a panel each
+_TOGETHER = 5             # lines in a panel that is shared, or more of them where there would be too many panels
+_MOST_TOGETHER = 10       # as many as there are colors
+_MOST_PANELS = 24
+_MOST_POINTS = 1000       # of a line; a panel is 400 pixels wide
+_MOST_MARKED = 60         # points of a line that get a dot
+_WIDTH, _HEIGHT = 4.2, 2.9  # of a panel, in inches
+_LEFT, _RIGHT, _TOP, _BOTTOM = 0.62, 0.12, 0.34, 0.36  # around its axes
+_HEADING = 0.3
+_GREY = "0.45"
+_FALLBACKS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC", "SimHei",
+              "Arial Unicode MS")  # for names in scripts that matplotlib's own font lacks
+
+
+class Line(NamedTuple):
+    label: str
+    x: np.ndarray    # epochs
+    y: np.ndarray    # finite values
+    style: dict[str, Any]
+
+
+class Panel(NamedTuple):
+    title: str
+    lines: list[Line]
+    best: tuple[float, float] | None = None  # epoch and value
+
+
+def draw(rows: list[dict[str, Any]], title: str, key: str | None = None,
+         best: dict[str, tuple[int, float]] | None = None) -> bytes:
+    """A png of the rows of ``history.csv``.
+
+    Args:
+        rows: with the columns ``epoch``, ``train/<quantity>``, ``eval/<quantity>``, and ``lr`` or ``lr/<group>``.
+        title: the name of the run.
+        key: the quantity that decides what is best; it comes among the first.
+        best: ``{quantity: (epoch, value)}``, which get a star.
+
+    Raises:
+        ImportError: there is no matplotlib.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # type: ignore  # optional
+    from matplotlib.figure import Figure  # type: ignore  # optional
+
+    panels, left_out = _panels(rows, key, best or {})
+    columns = max(1, min(4, math.ceil(math.sqrt(len(panels)))))
+    lines = max(1, math.ceil(len(panels) / columns))
+    width, height = columns * _WIDTH, lines * _HEIGHT + _HEADING
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)  # no pyplot: no display is asked for, and the user's figures stay theirs
+    family = ["DejaVu Sans"] if _is_ascii(title, rows) else ["DejaVu Sans", *_installed(_FALLBACKS)]
+    for index, panel in enumerate(panels):
+        left, bottom = index % columns * _WIDTH, (lines - 1 - index // columns) * _HEIGHT
+        axes = figure.add_axes(((left + _LEFT) / width, (bottom + _BOTTOM) / height,
+                                (_WIDTH - _LEFT - _RIGHT) / width, (_HEIGHT - _TOP - _BOTTOM) / height))
+        _draw_panel(axes, panel, family)
+    more = f"   ({left_out} more quantities are in history.csv)" if left_out else ""
+    figure.text(_LEFT / width, 1 - 0.65 * _HEADING / height, _plain(f"{title}  ·  {_summary(rows, key, best or {})}{more}"),
+                size=11, va="center", family=family)
+    image = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of a script that no font here has: boxes are shown
+        figure.savefig(image, dpi=100)
+    return image.getvalue()
+
+
+def _summary(rows, key, best):
+    epoch = rows[-1]["epoch"]
+    text = f"{epoch} epoch{'s' if epoch != 1 else ''}"
+    return f"{text}, best {key} {best[key][1]:.4g} in epoch {best[key][0]}" if key in best else text
+
+
+# --- what is drawn where --------------------------------------------------------------------------------------------
+
+
+def _panels(rows, key, best):
+    """The panels in order, and the number of quantities for which there is no place."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    quantities = list(dict.fromkeys(name.partition("/")[2] for name in names if name.startswith(("train/", "eval/"))))
+    first = [name for name in ("tol_loss", "loss", key) if name in quantities]
+    quantities = list(dict.fromkeys([*first, *quantities]))
+    points = {name: _points(rows, name) for name in names}
+    alone = quantities if len(quantities) <= _MOST_ALONE else list(dict.fromkeys(first))
+    panels = [Panel(name, _parts_of(name, points), best.get(name)) for name in alone]
+    left_out = 0
+    for group in _groups(quantities[len(alone):], points, _MOST_PANELS - 1 - len(alone)):
+        left_out += max(len(group) - _MOST_TOGETHER, 0)
+        group = group[:_MOST_TOGETHER]
+        lines = [line for number, name in enumerate(group) for line in _line_of_many(name, points, number)]
+        panels.append(Panel(group[0] if len(group) == 1 else f"{group[0]} … {group[-1]}", lines))
+    rates = [name for name in names if name == "lr" or name.startswith("lr/")]
+    if rates:
+        lines = [Line(name.partition("/")[2] or "lr", *points[name], {"color": f"C{number % 10}"})
+                 for number, name in enumerate(rates[:_MOST_TOGETHER])]
+        panels.append(Panel("learning rate", lines))
+    return panels, left_out
+
+
+def _groups(quantities, points, most):
+    """Those with a training value and those without, each in their order, cut into groups for one panel each."""
+    trained = [name for name in quantities if f"train/{name}" in points]
+    scored = [name for name in quantities if f"train/{name}" not in points]
+    size = _TOGETHER
+    while math.ceil(len(trained) / size) + math.ceil(len(scored) / size) > max(most, 2):
+        size += 1
+    return [names[start:start + size] for names in (trained, scored) for start in range(0, len(names), size)]
+
+
+def _points(rows, name):
+    """Epochs and values that are numbers, and no more of them than can be seen."""
+    pairs = [(row["epoch"], row[name]) for row in rows if isinstance(row.get(name), (int, float))]
+    x, y = np.array(pairs, dtype=float).reshape(-1, 2).T
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    if len(x) > _MOST_POINTS:
+        kept = np.linspace(0, len(x) - 1, _MOST_POINTS).round().astype(int)
+        x, y = x[kept], y[kept]
+    return x, y
+
+
+def _parts_of(name, points):
+    return [Line(part, *points[f"{part}/{name}"], {"color": color})
+            for part, color in (("train", "tab:blue"), ("eval", "tab:orange")) if f"{part}/{name}" in points]
+
+
+def _line_of_many(name, points, number):
+    """Evaluation as a line in a color of its own, training dashed beside it."""
+    parts = [part for part in ("eval", "train") if f"{part}/{name}" in points]
+    return [Line(name if part == parts[0] else f"_{name}", *points[f"{part}/{name}"],  # a leading _ is not in the legend
+                 {"color": f"C{number}"} | ({} if part == parts[0] else {"linestyle": ":", "marker": None}))
+            for part in parts]
+
+
+# --- drawing --------------------------------------------------------------------------------------------------------
+
+
+def _draw_panel(axes, panel, family):
+    from matplotlib.ticker import MaxNLocator  # type: ignore  # optional
+
+    lines = [line for line in panel.lines if len(line.x)]
+    for line in lines:
+        style = {"marker": "o" if len(line.x) <= _MOST_MARKED else None} | line.style
+        axes.plot(line.x, line.y, label=_plain(line.label), linewidth=1.3, markersize=2.6, **style)
+    if panel.best is not None and math.isfinite(panel.best[1]):
+        axes.plot(*([value] for value in panel.best), "*", color="crimson", markersize=10,
+                  label=f"best {panel.best[1]:.4g} (epoch {panel.best[0]})")
+    if lines:
+        _scale(axes, lines, panel.best)
+    axes.set_title(_plain(_shortened(panel.title)), size=9, family=family, pad=4)
+    axes.tick_params(labelsize=7.5, length=2.5)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    axes.set_xlabel("epoch", size=7.5, labelpad=1)
+    axes.grid(alpha=0.3)
+    if len(axes.get_legend_handles_labels()[0]) > (panel.title == "learning rate"):
+        falls = bool(lines) and lines[0].y[-1] <= lines[0].y[0]
+        axes.legend(loc="upper right" if falls else "lower right", framealpha=0.7, prop={"size": 7, "family": family},
+                    title="dotted: training" if any("linestyle" in line.style for line in lines) else None, title_fontsize=7,
+                    borderpad=0.3, labelspacing=0.25, handlelength=1.6)
+
+
+def _scale(axes, lines, best):
+    """The range of values, on a logarithmic axis where most lie close to the lower end of it."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter  # type: ignore  # optional
+
+    x = np.concatenate([line.x for line in lines])
+    y = np.concatenate([line.y for line in lines])
+    axes.set_xlim(*((x[0] - 0.5, x[0] + 0.5) if x.min() == x.max() else _with_margin(x.min(), x.max(), 0.03)))
+    low, high, is_log = _range(x, y, best)
+    if is_log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,), numticks=8))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(low, high)
+    for edge, is_outside, corner in ((0.97, y.max() > high, "top"), (0.03, y.min() < low, "bottom")):
+        if is_outside:
+            value = y.max() if corner == "top" else y.min()
+            axes.text(0.02, edge, f"begins at {value:.3g}", transform=axes.transAxes, size=7, color=_GREY, va=corner,
+                      bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1})
+
+
+def _range(x, y, best):
+    """``(lowest, highest, whether the axis is logarithmic)``."""
+    is_log = bool(y.min() > 0 and y.max() >= 5 * y.min() and np.median(y) - y.min() < 0.2 * (y.max() - y.min()))
+    scaled = np.log(y) if is_log else y
+    low, high = scaled.min(), scaled.max()
+    epochs = np.unique(x)
+    rest = scaled[x > epochs[max(0, len(epochs) // 10 - 1)]] if len(epochs) > 4 else scaled
+    if 0 < 3 * np.ptp(rest) < high - low:  # the first epochs alone take two thirds of the axis
+        shown = [*_with_margin(rest.min(), rest.max(), 0.25)]
+        if best is not None:
+            shown.append(math.log(best[1]) if is_log and best[1] > 0 else best[1])
+        low, high = max(low, min(shown)), min(high, max(shown))
+    low, high = _with_margin(low, high, 0.05)
+    if not is_log:
+        return low, high, False
+    low, high = math.exp(low), math.exp(high)
+    return low, high, high > 5 * low
+
+
+def _with_margin(low, high, share):
+    margin = share * (high - low) or 0.05 * abs(high) or 0.05
+    return low - margin, high + margin
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+
+def _plain(text):
+    """A dollar sign is a dollar sign, and not the beginning of a formula."""
+    return text.replace("$", r"\$")
+
+
+def _shortened(text, length=52):
+    return text if len(text) <= length else f"{text[:length // 2]}…{text[-length // 2:]}"
+
+
+def _is_ascii(title, rows):
+    return title.isascii() and all(name.isascii() for row in rows[-1:] for name in row)
+
+
+def _installed(families):
+    from matplotlib.font_manager import fontManager  # type: ignore  # optional
+
+    there = {font.name for font in fontManager.ttflist}
+    return [family for family in families if family in there]
