@@ -10,7 +10,7 @@ import argparse
 import sys
 from importlib import import_module
 
-BENCHMARKS = ("loop", "growth", "checkpoint", "imports", "scaling", "gpu")
+BENCHMARKS = ("loop", "growth", "long_run", "checkpoint", "imports", "scaling", "gpu")
 
 
 def main():

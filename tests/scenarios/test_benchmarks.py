@@ -112,6 +112,18 @@ def test_the_benchmark_of_growth_tells_every_size(own_folder):
         assert require_ratios(table) == len(sizes)
 
 
+def test_the_benchmark_of_long_runs_tells_every_part_and_finds_no_larger_checkpoint(own_folder):
+    printed = printed_by("benchmarks.long_run", "--epochs", 64, "--updates", 80, folder=own_folder)
+    _, epochs, updates = printed.split("\n\n")
+    rows = [line.replace(",", "").split() for line in epochs.splitlines()[1:]]
+    assert [int(epoch) for epoch, *_ in rows] == list(range(8, 65, 8))
+    assert all(float(value) > 0 for row in rows for value in row)
+    sizes = [int(last) for _, _, _, _, last, _, _ in rows]
+    assert max(sizes) - min(sizes) < 3000  # of the newest rows it holds between eight and two dozen
+    rows = [line.replace(",", "").split() for line in updates.splitlines()[1:]]
+    assert [int(update) for update, *_ in rows] == list(range(20, 81, 10))
+
+
 def test_the_benchmark_of_imports_tells_every_stage(own_folder):
     printed = printed_by("benchmarks.imports", folder=own_folder)
     assert [what for what, _ in rows_in_milliseconds(printed)] == IMPORTS
