@@ -5,5 +5,6 @@
 - ``position.py``: where in an epoch does a run go on, also when its loader has changed?
 - ``shares.py``: which batches does each of several processes get?
 - ``nested.py``: how does a nested batch reach the device, and what is in it?
+- ``open_files.py``: is a file open that forked workers would share?
 - ``seeding.py``: where do random numbers come from, and how are they put back?
 """

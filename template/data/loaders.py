@@ -24,6 +24,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, default_
 
 from .in_memory import TensorLoader, can_be_sliced, places_of, slices, tensors_behind
 from .nested import Fresh, copied, is_on, loader_length, pinned, to_device
+from .open_files import tell_of_open_files
 from .position import batches_of, go_on, order_of
 from .seeding import ORDER, derive, own_generators, reseed, sample_rng
 from .shares import WHOLE, Uneven
@@ -50,6 +51,11 @@ def make_batches(loader, seed, device, slice_tensors=True, share=WHOLE):
         kind = _SlicedBatches if slice_tensors and can_be_sliced(loader) else _MapBatches
         return kind(loader, seed, device, share)
     return _ReplayedBatches(loader, seed, device, share)
+
+
+def numbers_of_workers(loader):
+    """The ``num_workers`` of a loader, or of each one in a dict of loaders; 0 where there is no such thing."""
+    return [getattr(part, "num_workers", 0) for part in (loader.values() if isinstance(loader, dict) else [loader])]
 
 
 def batch_sizes(loader, num_ranks=1):
@@ -238,6 +244,8 @@ class _ReplayedBatches(_Batches):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
         seed = derive(self.seed, epoch, ORDER)
+        if isinstance(self.loader, DataLoader) and self.loader.num_workers and self.loader._iterator is None:
+            tell_of_open_files(self.loader)
         if not self.has_state:
             reseed(own_generators(self._parts()), seed)
         with sample_rng(seed):
@@ -290,19 +298,31 @@ class _MapBatches(_Batches):
     def read(self, epoch, start=0):
         own = self.own(self._lists(epoch, start, self.samples_before(epoch, start)), start)
         tagged = [(derive(self.seed, epoch, number), indices) for number, indices in own]
-        self.dataset.generators = own_generators([self.loader.dataset, self.loader.collate_fn])
-        if self.loader.num_workers == 0 and not self.pins:
-            return map(self.dataset.__getitem__, tagged)  # what the loader's copy would do, 20 us a batch faster
+        if self.loader.num_workers == 0:
+            self.dataset.find_generators()
+            if not self.pins:
+                return map(self.dataset.__getitem__, tagged)  # what the loader's copy would do, 20 us a batch faster
         self.indices[:] = tagged
         if self.copy is None:
-            self.copy = self._copy_of_loader()
-        self.copy.generator.manual_seed(derive(self.seed, epoch, ORDER))  # workers' base seed; never the global one
-        return iter(self.copy)
+            self.copy = self._copy_of_loader(self.indices)
+        return self._read_copy(self.copy, epoch)
 
     def first(self):
-        """The first batch of "epoch 0", read in this process: no worker is started for it."""
-        self.dataset.generators = own_generators([self.loader.dataset, self.loader.collate_fn])
-        return to_device(self.dataset[derive(self.seed, 0, 0), self._lists(0)[0]], self.device)
+        """The first batch of "epoch 0". Where the loader has workers, one is started for it and ended: what the dataset
+        opens at its first sample must not be open here, because all workers that are forked later would share it."""
+        tagged = derive(self.seed, 0, 0), self._lists(0)[0]
+        if self.loader.num_workers:
+            batch, = self._read_copy(self._copy_of_loader([tagged], num_workers=1, persistent_workers=False), 0)
+        else:
+            self.dataset.find_generators()
+            batch = self.dataset[tagged]
+        return to_device(batch, self.device)
+
+    def _read_copy(self, loader, epoch):
+        if loader.num_workers and loader._iterator is None:  # else persistent workers are there
+            tell_of_open_files(self.loader)
+        loader.generator.manual_seed(derive(self.seed, epoch, ORDER))  # workers' base seed; never the global one
+        return iter(loader)
 
     def notes(self):
         loader, notes = self.loader, []
@@ -344,11 +364,12 @@ class _MapBatches(_Batches):
         with sample_rng(seed), _reseeded([generator for generator in own if generator is not None], seed):
             yield sampler
 
-    def _copy_of_loader(self):
+    def _copy_of_loader(self, tagged, **changed):
         loader = self.loader
         options = {name: getattr(loader, name) for name in _KEPT_OPTIONS if hasattr(loader, name)}
-        return DataLoader(self.dataset, batch_size=None, sampler=self.indices, collate_fn=_unchanged,
-                          worker_init_fn=_WorkerInit(loader.worker_init_fn), generator=torch.Generator(), **options)
+        return DataLoader(self.dataset, batch_size=None, sampler=tagged, collate_fn=_unchanged,
+                          worker_init_fn=_WorkerInit(loader.worker_init_fn), generator=torch.Generator(),
+                          **{**options, **changed})
 
 
 _KEPT_OPTIONS = ("num_workers", "pin_memory", "timeout", "multiprocessing_context", "prefetch_factor",
@@ -379,9 +400,11 @@ class _WorkerInit:
     def __call__(self, worker_id):
         info = get_worker_info()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
-        object.__setattr__(info, "dataset", info.dataset.dataset)  # it is frozen
+        seeded = info.dataset
+        object.__setattr__(info, "dataset", seeded.dataset)  # it is frozen
         if self.worker_init_fn is not None:
             self.worker_init_fn(worker_id)
+        seeded.find_generators()
 
 
 def _unchanged(batch):
@@ -420,7 +443,11 @@ class _SeededDataset:
 
     def __init__(self, dataset, collate_fn, batched):
         self.dataset, self.collate_fn, self.batched = dataset, collate_fn, batched
-        self.generators = []  # those of the dataset's own, looked for at each start of an epoch
+        self.generators = []  # those of the dataset's own
+
+    def find_generators(self):
+        """At the start of an epoch or of a worker, and only in the process that reads."""
+        self.generators = own_generators([self.dataset, self.collate_fn])
 
     def __getitem__(self, tagged):
         seed, indices = tagged

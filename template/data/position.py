@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from .in_memory import TensorLoader
 from .nested import loader_length
@@ -28,7 +28,8 @@ def order_of(loader: Any) -> dict[str, Any]:
     """What decides the order of a loader's samples and how they are dealt into batches, as plain data.
 
     "samples" of an epoch are known where each batch takes the next ``batch_size`` ones of an order; else it is None, and
-    positions count batches.
+    positions count batches. The length of a data set that workers read is None where only we would ask for it here: its
+    ``__len__`` may open the file.
     """
     if isinstance(loader, TensorLoader):
         count = len(loader.tensors[0])
@@ -45,8 +46,9 @@ def order_of(loader: Any) -> dict[str, Any]:
         sampler, size, drop_last = batches.sampler, batches.batch_size, batches.drop_last
     elif batches is not None:
         size = getattr(batches, "batch_size", None)
+    asks = loader.num_workers == 0 or isinstance(sampler, (RandomSampler, SequentialSampler))  # as torch does
     return {
-        "train_loader": "DataLoader", "dataset": loader_length(loader.dataset),
+        "train_loader": "DataLoader", "dataset": loader_length(loader.dataset) if asks else None,
         "samples": loader_length(sampler) if is_dealt else None, "sampler": type(sampler).__name__ if is_dealt else None,
         "batch_size": size if type(size) is int else None, "drop_last": drop_last,
         "batch_sampler": None if batches is None else type(batches).__name__, "batches": loader_length(loader),
@@ -73,6 +75,8 @@ def go_on(position: dict[str, Any], batch: int, own: dict[str, Any]) -> tuple[in
     """
     saved, samples = position["order"], position["samples"]
     changed = [name for name in {**saved, **own} if saved.get(name) != own.get(name)]
+    if _is_same_data(saved, own):
+        changed = [name for name in changed if name != "dataset"]
     if own["samples"] is not None and saved["samples"] is not None:
         changed = [name for name in changed if name != "batches"]  # which follows from the others
     if not changed:
@@ -102,6 +106,12 @@ def _by_batches(saved, batch, own):
     """The same place as far as it is known; rather a little before it, so that nothing is left out."""
     if own["batch_size"] and saved["batch_size"]:
         batch = batch * saved["batch_size"] // own["batch_size"]
-    elif own["batches"] and saved["batches"] and own.get("dataset") == saved.get("dataset") is not None:
+    elif own["batches"] and saved["batches"] and _is_same_data(saved, own):
         batch = batch * own["batches"] // saved["batches"]
     return batch if own["batches"] is None else min(batch, own["batches"])
+
+
+def _is_same_data(saved, own):
+    """As far as its length tells, where that was asked for."""
+    lengths = saved.get("dataset"), own.get("dataset")
+    return "dataset" in saved and "dataset" in own and (None in lengths or lengths[0] == lengths[1])

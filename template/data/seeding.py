@@ -127,22 +127,42 @@ def own_generators(root):
     Returns:
         list of ``torch.Generator``, numpy's ``Generator`` and ``RandomState``, and ``random.Random``, in a fixed order.
     """
-    found, seen, waiting = [], {}, deque([root])
+    return [part for part in parts_of(root) if issubclass(type(part), _GENERATORS)
+            and not issubclass(type(part), random.SystemRandom)]  # which cannot be seeded
+
+
+def parts_of(root):
+    """An object and what it holds, and what that holds, each once and the nearest first; see ``own_generators``.
+
+    No code of theirs runs for it: what opens its file when it is first asked for something stays closed.
+    """
+    seen, waiting = {}, deque([root])
     while waiting and len(seen) < 1000:
         part = waiting.popleft()
-        if id(part) in seen or isinstance(part, random.SystemRandom):  # which cannot be seeded
+        if id(part) in seen:
             continue
         seen[id(part)] = part
-        if isinstance(part, _GENERATORS):
-            found.append(part)
-        elif isinstance(part, (list, tuple, dict)):
-            waiting += (part.values() if isinstance(part, dict) else part) if len(part) <= 100 else ()
-        elif not isinstance(part, (type, ModuleType, torch.Tensor)):
-            waiting += getattr(part, "__dict__", {}).values()
-    return found
+        kind = type(part)  # isinstance() would also ask the object for its __class__
+        if issubclass(kind, dict):
+            waiting += dict.values(part) if len(part) <= 100 else ()
+        elif issubclass(kind, (list, tuple)):
+            waiting += part if len(part) <= 100 else ()
+        elif kind not in _VALUES and not issubclass(kind, _WITHOUT_PARTS):
+            waiting += _attributes(part).values()
+    return list(seen.values())
+
+
+def _attributes(part):
+    try:
+        held = object.__getattribute__(part, "__dict__")
+    except AttributeError:
+        return {}
+    return held if type(held) is dict else {}
 
 
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+_VALUES = {int, float, bool, str, bytes, type(None)}
+_WITHOUT_PARTS = (type, ModuleType, torch.Tensor, *_GENERATORS)
 
 
 def reseed(generators, seed):

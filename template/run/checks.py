@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DistributedSampler
 
+from ..data.loaders import numbers_of_workers
 from ..data.nested import loader_length
 from ..data.seeding import capture_rng, restore_rng
 from ..hooks import Callback
@@ -245,11 +246,18 @@ class Preflight(Callback):
     def __init__(self):
         self.undo = []
         self.has_gradient = set()
+        self.is_to_score = False
 
     def on_train_start(self, model):
         self._listen_to_criterion(model)
-        if model.eval_loader is not None:
+        self.is_to_score = model.eval_loader is not None
+        if not (any(numbers_of_workers(model.train_loader)) and 0 in numbers_of_workers(model.eval_loader)):
             self._score_one_batch(model)
+
+    def on_batch(self, model, batch):
+        """Only here where the evaluation is read in this process: files that it opens must not be open yet when the workers
+        of the training are started."""
+        self._score_one_batch(model)
 
     def _listen_to_criterion(self, model):
         """A module tells what it is given; a function is seen where the default ``loss_per_batch`` calls it."""
@@ -262,6 +270,9 @@ class Preflight(Callback):
 
     def _score_one_batch(self, model):
         """``metric()`` that raises or lacks ``key_metric`` shows itself now. RNG, counters and metrics are put back."""
+        if not self.is_to_score:
+            return
+        self.is_to_score = False
         rng, counter, key = capture_rng(), model.global_step_eval, model.key_metric
         try:
             result = model.evaluator.score_first_batch()

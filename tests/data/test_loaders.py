@@ -1,5 +1,6 @@
 """The order of data is a function of (seed, epoch), the randomness of a batch of (seed, epoch, batch); nothing else."""
 
+import multiprocessing
 import os
 import pickle
 import random
@@ -187,13 +188,16 @@ def test_a_generator_of_the_user_is_given_back_as_it_was():
     assert torch.equal(generator.get_state(), before)
 
 
-def test_the_first_batch_is_that_of_an_epoch_0_and_starts_no_worker():
-    for options in (dict(), dict(num_workers=2)):
-        dataset = Augmented()
-        batches = make_batches(make_loader(dataset=dataset, **options), 3, CPU)
-        first = plain(batches.first())
-        assert dataset.read == first[0]  # read here, in this process
-        assert first == stream(make_loader(), 0)[0]
+@pytest.mark.parametrize("options", [{}, dict(num_workers=2), dict(num_workers=2, persistent_workers=True)],
+                         ids=["no workers", "workers", "persistent workers"])
+def test_the_first_batch_is_that_of_an_epoch_0_and_where_there_are_workers_one_of_them_reads_it(options):
+    dataset = Augmented()
+    batches = make_batches(make_loader(dataset=dataset, **options), 3, CPU)
+    first = plain(batches.first())
+    assert dataset.read == ([] if options else first[0])
+    assert first == stream(make_loader(), 0)[0]
+    assert multiprocessing.active_children() == []  # which has ended
+    assert stream(batches, 1) == stream(make_loader(), 1)
 
 
 class Epochs:
