@@ -219,9 +219,9 @@ class TemplateModel:
     # --- override these -------------------------------------------------------------------------------------------
 
     def inference(self, x: Any) -> Any:
-        """``x`` through the chain of models. A dict becomes keyword arguments, a tuple positional ones."""
+        """``x`` through the chain of models. A mapping becomes keyword arguments, a tuple positional ones."""
         for model in self.model_list:
-            if isinstance(x, dict):
+            if isinstance(x, Mapping):
                 x = model(**x)
             elif isinstance(x, (list, tuple)):
                 x = model(*x)

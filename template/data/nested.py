@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 def to_device(batch, device):
-    """The same nesting of tuples, lists and dicts with every tensor on ``device``; the rest is passed through.
+    """The same nesting of tuples, lists, mappings and dataclasses with every tensor on ``device``; the rest stays as it is.
 
     What has a ``to`` of its own (graphs, ``PackedSequence``, …) knows best which of its parts move.
     """
@@ -36,7 +36,29 @@ def to_device(batch, device):
         return type(batch)(*(to_device(value, device) for value in batch))
     if isinstance(batch, (list, tuple)):
         return type(batch)(to_device(value, device) for value in batch)
+    if isinstance(batch, Mapping):
+        return _filled(batch, {key: to_device(value, device) for key, value in batch.items()})
+    if _is_record(batch):
+        held = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if hasattr(batch, field.name)}
+        return _replaced(batch, {name: to_device(value, device) for name, value in held.items()})
     return batch
+
+
+def _filled(part, values):
+    """A mapping of the same kind with other values; a dict where it cannot be changed."""
+    if not isinstance(part, MutableMapping):
+        return values
+    new = copy.copy(part)
+    new.update(values)
+    return new
+
+
+def _replaced(part, attributes):
+    """A copy of an object with other attributes."""
+    new = copy.copy(part)
+    for name, value in attributes.items():
+        object.__setattr__(new, name, value)  # a frozen dataclass has none of its own
+    return new
 
 
 class Fresh:
@@ -62,19 +84,12 @@ def copied(part: Any) -> Any:
         parts = [copied(value) for value in part]
         return type(part)(*parts) if hasattr(part, "_fields") else type(part)(parts)
     if isinstance(part, Mapping):
-        new = copy.copy(part)
-        new.update((key, copied(value)) for key, value in part.items())  # type: ignore[attr-defined]
-        return new
+        return _filled(part, {key: copied(value) for key, value in part.items()})
     if callable(getattr(part, "clone", None)):
         return part.clone()
     names = [field.name for field in dataclasses.fields(part)] if _is_record(part) else list(getattr(part, "__dict__", ()))
     held = {name: value for name in names if isinstance(value := getattr(part, name, None), _FILLED_AGAIN)}
-    if not held:
-        return part
-    new = copy.copy(part)
-    for name, value in held.items():
-        object.__setattr__(new, name, copied(value))  # a frozen dataclass has none of its own
-    return new
+    return _replaced(part, {name: copied(value) for name, value in held.items()}) if held else part
 
 
 _FILLED_AGAIN = (torch.Tensor, np.ndarray, list, tuple, dict)
@@ -96,7 +111,7 @@ def first_tensor(batch):
     """The first tensor with at least one dimension in a nested batch, or None."""
     if isinstance(batch, torch.Tensor):
         return batch if batch.dim() else None
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         batch = batch.values()
     elif not isinstance(batch, (list, tuple)):
         return None

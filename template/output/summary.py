@@ -11,6 +11,7 @@ import contextlib
 import copy
 import io
 import re
+from collections.abc import Mapping
 
 import torch
 
@@ -24,7 +25,7 @@ def print_summary(trainer, example):
     device = torch.device(trainer.device)
     for model in trainer.model_list:
         own = copy.deepcopy(model).to(device).eval()
-        args, kwargs = ((), example) if isinstance(example, dict) else (
+        args, kwargs = ((), example) if isinstance(example, Mapping) else (
             (tuple(example), {}) if isinstance(example, (list, tuple)) else ((example,), {}))
         args = tuple(value.to(device) for value in args)
         kwargs = {name: value.to(device) for name, value in kwargs.items()}

@@ -9,6 +9,7 @@ A subclass that overrides those methods never comes here.
 
 import functools
 import inspect
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -37,9 +38,9 @@ def split_batch(batch, dtype):
         TypeError: the batch is no tuple or list of at least two.
     """
     if not isinstance(batch, (list, tuple)) or len(batch) < 2:
-        what = f"a dict with keys {list(batch)}" if isinstance(batch, dict) else f"a {type(batch).__name__}"
+        what = type(batch).__name__ + (f" with keys {list(batch)}" if isinstance(batch, Mapping) else "")
         raise TypeError(
-            f"The default methods take batches (x, …, y); this one is {what}. Override loss_per_batch(batch) and "
+            f"The default methods take batches (x, …, y); this one is a {what}. Override loss_per_batch(batch) and "
             "eval_scores_per_batch(batch), or set criterion = None for a model that returns its own loss."
         )
     if len(batch) == 2:
@@ -50,7 +51,7 @@ def split_batch(batch, dtype):
 
 
 def input_of(batch, dtype):
-    """What of a batch goes into the models: ``x`` of ``x``, ``(x,)`` or ``(x, …, y)``; a dict as it is."""
+    """What of a batch goes into the models: ``x`` of ``x``, ``(x,)`` or ``(x, …, y)``; a mapping as it is."""
     if not isinstance(batch, (list, tuple)):
         return batch
     return batch[0] if len(batch) == 1 else split_batch(batch, dtype)[0]
@@ -198,7 +199,7 @@ def _is_plain(criterion, loss):
 
 def own_loss(output):
     """The loss in what a model returned: entry or attribute "loss", the first of a tuple, or the tensor itself."""
-    if isinstance(output, dict) and "loss" in output:
+    if isinstance(output, Mapping) and "loss" in output:
         return output["loss"]
     if getattr(output, "loss", None) is not None:
         return output.loss
