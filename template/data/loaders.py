@@ -93,16 +93,33 @@ class _Batches:
     def __init__(self, loader, seed, device, share):
         self.loader, self.seed, self.share = loader, seed, share
         self.begun = None  # (epoch, batch, samples) where a run goes on at a place that is no multiple of the batch size
+        self.counted = None  # (what len() of the loader says, how many batches an epoch has) where these differ
+        self.is_whole = False  # the epoch that was read last was read from its first batch on
         self.marks = []  # of the epoch's batches: None, or is_spare of ``Uneven``
         self.device = torch.empty(0, device=device).device  # "cuda" with its number
         has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
         self.is_only_place = self.device.type == "cpu" and not has_gpu  # nothing needs to be moved
 
     def __len__(self):
-        return self.share.rounds(len(self.loader))
+        length = len(self.loader)
+        return self.share.rounds(self.counted[1] if self.counted and self.counted[0] == length else length)
+
+    def note_length(self, count):
+        """An epoch is over, in which ``count`` batches were read. Where ``len()`` says another number, the count is true
+        from now on, and the first time it is said in words."""
+        length = loader_length(self.loader)
+        if length is None or not self.is_whole or len(self) * self.share.size == count:
+            return []
+        if self.share.rounds(length) * self.share.size == count:
+            self.counted = None
+            return []
+        is_new, self.counted = self.counted is None, (length, count)
+        return [f"gave {count} batches, and its len() says {length}. Learning rates and progress go by {count} from now on; "
+                "return the true number from __len__, so that the first epoch is planned with it too."] if is_new else []
 
     def epoch(self, epoch, start=0):
         """Batches of an epoch from batch ``start`` on, on the device."""
+        self.is_whole = start == 0
         if self.begun and self.begun[0] != epoch:  # a loop that counts its epochs itself may have another number
             self.begun = (epoch, *self.begun[1:]) if 0 < start == self.begun[1] else None
         batches = self.read(epoch, start)
@@ -136,7 +153,8 @@ class _Batches:
         count, samples = order["samples"], self.samples_before(epoch, start)
         if count is not None and samples is None:
             samples = start * (order["batch_size"] or 1)
-        return {"order": order, "batch": start, "samples": None if count is None else min(samples, count)}
+        counted = {"counted": self.counted[1]} if self.counted else {}
+        return {"order": order, "batch": start, "samples": None if count is None else min(samples, count), **counted}
 
     def go_on(self, position, epoch, start):
         """Go on in an epoch of which ``start`` batches were done, perhaps of a loader that was another one.
@@ -148,6 +166,8 @@ class _Batches:
             The number of batches that are done of this loader's epoch, and what has changed since and what it means.
         """
         self.begun = None
+        if position and "counted" in position and position["order"]["batches"] == loader_length(self.loader):
+            self.counted = position["order"]["batches"], position["counted"]
         if not position or not (start or position.get("samples")):
             return start, []
         if "order" not in position:
@@ -234,6 +254,7 @@ class _ReplayedBatches(_Batches):
     def epoch(self, epoch, start=0):
         if not self.has_state:
             return super().epoch(epoch, start)
+        self.is_whole = start == 0
         batches = (to_device(batch, self.device) for batch in self.read(epoch, start))  # never ahead of its state
         return batches if self.may_reuse else Fresh(batches)
 
@@ -481,6 +502,10 @@ class JointBatches:
 
     def __len__(self):
         return max(len(part) for part in self.parts.values())
+
+    def note_length(self, count):
+        """It always gives as many as it says."""
+        return []
 
     def epoch(self, epoch, start=0):
         batches = self._joined(epoch, start)

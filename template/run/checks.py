@@ -474,7 +474,8 @@ def require_eval_loader(model):
 
 
 def require_batches(model):
-    """An epoch in which nothing was trained is no epoch.
+    """An epoch in which nothing was trained is no epoch. One of another length than ``len(train_loader)`` is told of, and
+    schedules take its true length.
 
     Raises:
         ValueError: ``train_loader`` gave no batch.
@@ -485,6 +486,9 @@ def require_batches(model):
             f"{model.epoch}. If it can be read only once, give an object whose __iter__ starts anew, or a list; else look "
             "at the size of its dataset."
         )
+    for note in model.train_batches.note_length(model.batches_done):
+        if model.is_main:
+            print(f"  train_loader (a {type(model.train_loader).__name__}) {note}")
 
 
 def resolve_key(model, result):
