@@ -240,6 +240,12 @@ class _ReplayedBatches(_Batches):
         loader = self.loader
         if self.has_state or isinstance(loader, (list, tuple)):
             return []
+        if any(type(part).__module__.split(".")[0] == "webdataset" for part in (loader, getattr(loader, "dataset", None))):
+            keep = f" Keep num_workers={loader.num_workers} too." if getattr(loader, "num_workers", 0) else ""
+            return ["webdataset shuffles with random numbers of its own, which nobody else can set. If you continue in the "
+                    "middle of an epoch, some of its samples may come twice and others not at all. To be exact, continue "
+                    "from the end of an epoch, or give a seed to both shuffles, WebDataset(…, shardshuffle=100, seed=1)"
+                    f".shuffle(1000, seed=1): then every epoch has the same order.{keep}"]
         if not isinstance(loader, DataLoader):
             return [f"{type(loader).__name__} is read from its start again: the same batches if its order depends "
                     "on nothing but the global generators of torch, numpy and random, or on set_epoch()."]

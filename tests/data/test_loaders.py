@@ -592,6 +592,16 @@ def test_what_a_loader_cannot_continue_exactly_is_told(loader, note):
     assert re.search(note, told)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_webdataset_which_shuffles_by_itself_is_told_of_in_one_note_that_says_what_helps(num_workers):
+    kind = type("WebDataset", (Iterated,), {"__module__": "webdataset.compat"})
+    (note,) = make_batches(DataLoader(kind(), 5, num_workers=num_workers), 3, CPU).notes()
+    assert "continue from the end of an epoch" in note and ".shuffle(1000, seed=1)" in note
+    assert ("Keep num_workers=2 too" in note) == (num_workers == 2)
+    own = type("WebLoader", (Batches,), {"__module__": "webdataset.compat"})
+    assert make_batches(own(), 3, CPU).notes()[0].startswith("webdataset shuffles")
+
+
 def test_persistent_workers_over_an_iterable_dataset_are_told_of_too():
     notes = make_batches(DataLoader(Iterated(), 5, num_workers=1, persistent_workers=True), 3, CPU).notes()
     assert len(notes) == 2 and "set persistent_workers=False" in notes[1]
