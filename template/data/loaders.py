@@ -27,7 +27,7 @@ from .nested import Fresh, copied, is_on, loader_length, pinned, to_device
 from .open_files import tell_of_open_files
 from .position import batches_of, go_on, order_of
 from .seeding import ORDER, derive, own_generators, reseed, sample_rng
-from .shares import WHOLE, Uneven
+from .shares import WHOLE, Uneven, divided_lengths
 
 
 def make_batches(loader, seed, device, slice_tensors=True, share=WHOLE):
@@ -81,7 +81,7 @@ def batch_sizes(loader, num_ranks=1):
         return {size}, False
     count -= count % size if loader.drop_last else 0
     found, in_last_round = {size, count % size or size}, count % (size * num_ranks)
-    return found | {in_last_round // num_ranks, -(-in_last_round // num_ranks)} - {0}, True
+    return found | set(divided_lengths(in_last_round, num_ranks, size == 1)) - {0}, True
 
 
 class _Batches:
@@ -89,6 +89,7 @@ class _Batches:
 
     place = None       # the device where ``read`` leaves the batches, if that is known
     may_reuse = False  # somebody's own code makes the batches, and may fill the same memory again
+    makes_as_many = True  # a batch has as many samples as it has indices; somebody's own code may leave some out, or add some
 
     def __init__(self, loader, seed, device, share):
         self.loader, self.seed, self.share = loader, seed, share
@@ -128,11 +129,11 @@ class _Batches:
         batches = map(_marked, batches, self.marks) if self.share.size > 1 and self.marks else batches
         return batches if self.may_reuse else Fresh(batches)
 
-    def own(self, batches, start):
+    def own(self, batches, start, is_dealt=True):
         """``[(number, indices), …]`` of this process's share of the batches from ``start`` on; its marks are kept for
         ``epoch``."""
-        found = self.share.of(batches, start)
-        self.marks = [is_spare for _, _, is_spare in found]
+        found = self.share.of(batches, start, is_dealt)
+        self.marks = [bool(is_spare) if not self.makes_as_many else is_spare for _, _, is_spare in found]
         return [(number, indices) for number, indices, _ in found]
 
     def read(self, epoch, start=0):
@@ -317,13 +318,15 @@ class _MapBatches(_Batches):
     def __init__(self, loader, seed, device, share):
         super().__init__(loader, seed, device, share)
         self.may_reuse = not _makes_new_batches(loader)
+        self.makes_as_many = loader.batch_sampler is not None and loader.collate_fn is default_collate
+        self.is_dealt = type(loader.batch_sampler) is BatchSampler  # else a sampler of somebody's own makes the batches
         self.indices = []  # of the epoch's remaining batches; what the copy below iterates over
         self.dataset = _SeededDataset(loader.dataset, loader.collate_fn, batched=loader.batch_sampler is not None)
         self.pins = loader.pin_memory and torch.cuda.is_available()
         self.copy = None
 
     def read(self, epoch, start=0):
-        own = self.own(self._lists(epoch, start, self.samples_before(epoch, start)), start)
+        own = self.own(self._lists(epoch, start, self.samples_before(epoch, start)), start, self.is_dealt)
         tagged = [(derive(self.seed, epoch, number), indices) for number, indices in own]
         if self.loader.num_workers == 0:
             self.dataset.find_generators()
@@ -414,7 +417,7 @@ class _SlicedBatches(_MapBatches):
         samples = self.samples_before(epoch, start)
         with self._seeded_sampler(epoch):
             order = places_of(self.loader, samples or 0)
-        own = self.own(order[start:] if samples is None else order, start)
+        own = self.own(order[start:] if samples is None else order, start, self.is_dealt)
         return slices(self.loader, [indices_B for _, indices_B in own], self.pins)
 
 
@@ -609,6 +612,7 @@ class _TensorBatches(_Batches):
         loader.place(self.device)
         self.place = loader.tensors[0].device
         self.may_reuse = loader.transform is not None
+        self.makes_as_many = loader.transform is None
 
     def read(self, epoch, start=0):
         samples = self.samples_before(epoch, start)

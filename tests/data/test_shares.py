@@ -13,7 +13,7 @@ from tiny import CPU, plain, stream, tiny_data
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 from template.data.loaders import TensorLoader, make_batches
-from template.data.shares import Share, Uneven
+from template.data.shares import Share, Uneven, divided_lengths
 
 # --- the rule, on lists of indices ------------------------------------------------------------------------------------
 
@@ -64,15 +64,38 @@ def test_the_samples_of_a_last_round_are_divided_evenly_and_who_gets_none_takes_
     batches = batches_of(lengths, kind)
     for number, entries in enumerate(zip(*dealt(batches, size))):
         part = batches[number * size:(number + 1) * size]
-        counts = [len(counted(entry)) for entry in entries]
+        counts, before = [len(counted(entry)) for entry in entries], [len(batch) for batch in part]
         assert [entry[0] for entry in entries] == [number * size + rank for rank in range(size)]
-        if len(part) == size:
-            assert counts == [len(batch) for batch in part], "a round in which each rank has a batch is left as it is"
+        if len(part) == size and (before[-1] > 1 or max(before) == 1):
+            assert counts == before, "a round in which each rank has a batch is left as it is"
         else:
-            assert max(counts) - min(counts) <= 1 and counts == sorted(counts, reverse=True)
+            some = [count for count in counts if count]
+            assert max(some) - min(some) <= 1 and counts == sorted(counts, reverse=True)
+            if max(before) > 1:
+                assert min(some) > 1, "no rank gets one sample where two or none would do"
+                assert len(some) == size or max(some) <= 3, "and no rank gets none where each could have two"
+            else:
+                assert max(some) == 1, "batches of one stay batches of one"
         for (_, indices, mark), count in zip(entries, counts):
-            assert mark is (None if len(part) == size and len(set(counts)) == 1 else count == 0)
-            assert count or len(indices) == 1 and indices[0] in indices_of(part), "a spare is a sample of the round"
+            assert mark is (None if len(set(counts)) == 1 else count == 0)
+            assert count or set(indices) <= set(indices_of(part)), "a spare is of samples of the round"
+            assert count or len(indices) == min(2, counts[0]), "and as fit for BatchNorm as what the first rank gets"
+
+
+@settings(deadline=None, max_examples=150)
+@given(lengths, st.integers(2, 5), kinds)
+def test_what_a_batch_sampler_of_somebody_s_own_put_together_stays_together(lengths, size, kind):
+    batches = batches_of(lengths, kind)
+    shares = [Share(rank, size).of(batches, is_dealt=False) for rank in range(size)]
+    in_turn = [entry for entries in zip(*shares) for entry in entries if not entry[2]]
+    assert [indices_of([indices]) for _, indices, _ in in_turn] == [indices_of([batch]) for batch in batches]
+
+
+@pytest.mark.parametrize("count, size, dealt_out", [
+    (1, 3, [1, 0, 0]), (2, 2, [2, 0]), (3, 2, [3, 0]), (3, 3, [3, 0, 0]), (4, 3, [2, 2, 0]), (5, 3, [3, 2, 0]),
+    (7, 3, [3, 2, 2]), (9, 8, [3, 2, 2, 2, 0, 0, 0, 0])])
+def test_so_many_samples_are_divided_like_this(count, size, dealt_out):
+    assert divided_lengths(count, size) == dealt_out
 
 
 @settings(deadline=None, max_examples=150)
@@ -96,13 +119,13 @@ def test_an_evaluation_gives_every_batch_whole_and_once(lengths, size, kind, wit
     assert [entry[0] for entry in in_turn] == list(range(len(batches)))
     spares = [entry for entries in ranks for entry in entries if entry[2]]
     assert len(spares) == (-len(batches) % size if with_spares else 0)
-    assert all(len(indices) == 1 for _, indices, _ in spares)
+    assert all(len(indices) <= 2 for _, indices, _ in spares)
 
 
 def test_single_samples_that_are_no_lists_are_dealt_out_one_by_one():
     """``batch_size=None``: what the sampler gives is one index."""
     ranks = [Share(rank, 2).of([7, 8, 9]) for rank in range(2)]
-    assert ranks == [[(0, 7, None), (2, 9, False)], [(1, 8, None), (3, 9, True)]]
+    assert ranks == [[(0, 7, False), (2, 9, False)], [(1, 8, False), (3, 9, True)]], "nobody knows how much each holds"
 
 
 def test_one_process_gets_all_as_it_is():
@@ -246,6 +269,27 @@ def test_workers_read_each_rank_its_share():
 
     alone = stream(DataLoader(Augmented(), 4, shuffle=True, collate_fn=mixing), 1)
     assert batches_in_order(shares_of(loader, 2, divides=False)) == alone
+
+
+def leaving_out(samples):
+    """A collate function of somebody's own: samples that could not be read are None."""
+    return torch.utils.data.default_collate([sample for sample in samples if sample is not None])
+
+
+MARKS = {
+    "collated by default": (lambda: DataLoader(list(zip(*tiny_data(16))), 4), None),
+    "sliced": (lambda: DataLoader(TensorDataset(*tiny_data(16)), 4), None),
+    "in memory": (lambda: TensorLoader(*tiny_data(16), batch_size=4), None),
+    "in memory, transformed": (lambda: TensorLoader(*tiny_data(16), batch_size=4, transform=noisy), False),
+    "a collate function": (lambda: DataLoader(list(zip(*tiny_data(16))), 4, collate_fn=leaving_out), False),
+    "ready batches": (lambda: DataLoader([tiny_data(4), tiny_data(1), tiny_data(4), tiny_data(2)], batch_size=None), False),
+    "a list": (lambda: [tiny_data(4), tiny_data(1), tiny_data(4), tiny_data(2)], False),
+}
+
+
+@pytest.mark.parametrize("loader, mark", MARKS.values(), ids=MARKS)
+def test_batches_count_as_equally_long_only_where_no_code_can_have_changed_their_length(loader, mark):
+    assert [[mark for _, mark in entries] for entries in shares_of(loader, 2)] == [[mark, mark]] * 2
 
 
 # --- randomness of the data's code ------------------------------------------------------------------------------------
