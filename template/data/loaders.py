@@ -89,7 +89,7 @@ class _Batches:
 
     place = None       # the device where ``read`` leaves the batches, if that is known
     may_reuse = False  # somebody's own code makes the batches, and may fill the same memory again
-    makes_as_many = True  # a batch has as many samples as it has indices; somebody's own code may leave some out, or add some
+    makes_as_many = True  # a batch has as many samples as indices; somebody's own code may leave some out
 
     def __init__(self, loader, seed, device, share):
         self.loader, self.seed, self.share = loader, seed, share

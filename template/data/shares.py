@@ -6,8 +6,8 @@
 
 A *round* is one batch of every rank: what the ranks see in it together is what one process would see in a batch ``size``
 times as large. What is left for a last round is divided evenly among as many ranks as get two samples or more: BatchNorm and
-``std()`` can do nothing with one. A rank that gets nothing takes a *spare*: it computes with the others, and what it computes
-counts for nothing.
+``std()`` can do nothing with one. A rank that gets nothing takes a *spare*: it computes with the others, and what it
+computes counts for nothing.
 """
 
 from typing import Any, NamedTuple

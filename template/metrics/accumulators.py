@@ -39,7 +39,7 @@ class Metric:
         raise NotImplementedError
 
     def merge(self, other: Any) -> None:
-        """Take in what ``other``, of the same kind, has seen."""
+        """Take in what ``other``, of the same kind, has seen: a later batch, or all that the next rank saw."""
         raise NotImplementedError
 
     def compute(self) -> Any:
@@ -216,7 +216,8 @@ class Accuracy(Metric):
 class Stored(Metric):
     """Keeps every prediction and label of the epoch and calls ``fn`` once at its end, with all of them.
 
-    For what has no sum, such as AUROC. Costs the memory of all predictions.
+    For what has no sum, such as AUROC. Costs the memory of all predictions. They are in the order of the loader, also where
+    several processes share an evaluation, so ``fn`` may pair them with a table by position.
 
     The names of the first two parameters of ``fn`` say what it takes first. ``fn(y_true, y_score)`` as in scikit-learn gets
     the labels first, ``fn(preds, target)`` as in torchmetrics the predictions. Names that say nothing, such as
@@ -242,29 +243,41 @@ class Stored(Metric):
         tensor = torch.atleast_1d(torch.as_tensor(tensor).detach())
         return tensor.to(self.device or tensor.device, copy=True)  # a loader may fill the memory of its labels again
 
+    def note_batch(self, number: int) -> None:
+        """What came since the last call is of this rank's batch ``number``."""
+        self.batches += [number] * (len(self.preds) - len(self.batches))
+
     def merge(self, other: Stored) -> None:
+        if len(self.batches) == len(self.preds):
+            self.batches += other.batches
         self.preds += other.preds
         self.labels += other.labels
 
     def compute(self) -> Any:
         if not self.preds:
             return float("nan")
-        given = _joined(self.preds), _joined(self.labels)
+        order = list(range(len(self.preds)))
+        if len(self.batches) == len(order):  # merged rank by rank, and batches are dealt out in turn
+            order.sort(key=self.batches.__getitem__)
+        given = _joined([self.preds[i] for i in order]), _joined([self.labels[i] for i in order])
         # asked here, once an epoch: a metric that is made anew for each batch has no time for it
         return to_number(self.fn(*(reversed(given) if takes_labels_first(self.fn) else given)))
 
     def reset(self) -> None:
         self.preds: list[torch.Tensor] = []
         self.labels: list[torch.Tensor] = []
+        self.batches: list[int] = []  # which of a rank's batches each is of, as far as that was noted
 
     def fresh(self) -> Stored:
         return Stored(self.fn, self.device)  # not a copy of what fn may belong to
 
     def state_dict(self) -> dict[str, Any]:
-        return {"preds": [pred.cpu() for pred in self.preds], "labels": [label.cpu() for label in self.labels]}
+        return {"preds": [pred.cpu() for pred in self.preds], "labels": [label.cpu() for label in self.labels],
+                "batches": list(self.batches)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.preds, self.labels = list(state["preds"]), list(state["labels"])
+        self.batches = list(state.get("batches", ()))
 
 
 _OF_LABELS = {"true", "ytrue", "truth", "gt", "target", "targets", "label", "labels", "actual", "reference", "references"}

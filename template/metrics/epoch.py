@@ -12,8 +12,8 @@ import copy
 import torch
 
 from ..data.nested import to_device
-from ..parallel.ranks import ALONE
-from .accumulators import Confusion, Mean, Metric, Score, one_number, to_floats, to_number
+from ..parallel.ranks import ALONE, OtherRankFailed
+from .accumulators import Confusion, Mean, Metric, Score, Stored, one_number, to_floats, to_number
 
 
 class RunningLosses:
@@ -106,53 +106,81 @@ class EpochMetrics:
 
     def __init__(self):
         self.totals = {}
+        self.first_batch = {}  # by name: in which of this rank's batches it came first
+        self.num_batches = 0
 
     def update(self, values, num_samples):
+        number, self.num_batches = self.num_batches, self.num_batches + 1
         for name, value in values.items():
-            total = self.totals.get(name)
-            if not is_accumulator(value):
-                if total is None:
-                    total = self.totals[name] = Mean()
-                total.update(one_number(value, name), num_samples)
-            elif total is None:
-                self.totals[name] = value
-            elif total is not value and isinstance(value, Confusion):
-                self.totals[name] = total + value  # a new object: scores may share the old one
-            elif total is not value:
-                if not hasattr(total, "merge"):
-                    raise TypeError(
-                        f"metric {name!r} returned a new {type(value).__name__} for each batch, which cannot be merged. "
-                        "Make it once in __init__ and update it in metric()."
-                    )
-                total.merge(value)
+            self._add(name, value, num_samples)
+            self.first_batch.setdefault(name, number)
+            if isinstance(self.totals[name], Stored):
+                self.totals[name].note_batch(number)
+
+    def _add(self, name, value, num_samples):
+        total = self.totals.get(name)
+        if not is_accumulator(value):
+            if total is None:
+                total = self.totals[name] = Mean()
+            total.update(one_number(value, name), num_samples)
+        elif total is None:
+            self.totals[name] = value
+        elif total is not value and isinstance(value, Confusion):
+            self.totals[name] = total + value  # a new object: scores may share the old one
+        elif total is not value:
+            if not hasattr(total, "merge"):
+                raise TypeError(
+                    f"metric {name!r} returned a new {type(value).__name__} for each batch, which cannot be merged. "
+                    "Make it once in __init__ and update it in metric()."
+                )
+            total.merge(value)
 
     def compute(self, world=ALONE):
         """``{name: number or tensor}`` of all ranks; a metric that computes to a dict adds its own names."""
         if world.size == 1:
             return self._computed()
-        gathered = world.gather({name: _state_of(total) for name, total in self.totals.items()})
-        return world.from_main(lambda: self._merged(gathered)._computed())
-
-    def _merged(self, gathered):
-        """With what the other ranks have seen, in new objects: several scores may share the user's."""
-        merged = EpochMetrics()
-        for name, total in self.totals.items():  # rank 0 has seen the first batch, so it knows every name
-            states = [states[name] for states in gathered if name in states]
-            merged.totals[name] = _joined(total, states)
-        return merged
+        seen = world.gather({name: (number, _state_of(self.totals[name])) for name, number in self.first_batch.items()})
+        found = _in_order([{name: number for name, (number, _) in states.items()} for states in seen])
+        own, failure = {}, None
+        try:
+            for name in [name for name, rank in found.items() if rank == world.rank]:
+                states = {rank: states[name][1] for rank, states in enumerate(seen) if name in states}
+                own[name] = _computed(name, _joined(self.totals[name], states, world.rank))
+        except Exception as error:
+            failure = error
+        told = world.gather((own, failure and f"{type(failure).__name__}: {failure}"))
+        for rank, (_, reason) in enumerate(told):
+            if reason is not None:
+                raise failure or OtherRankFailed(f"rank {rank}: {reason}")
+        return {key: value for name, rank in found.items() for key, value in told[rank][0][name].items()}
 
     def _computed(self):
-        results = {}
-        for name, total in self.totals.items():
-            value = total.compute()
-            for key, part in (value.items() if isinstance(value, dict) else [(name, value)]):
-                results[key] = to_number(part)
-        return results
+        return {key: value for name, total in self.totals.items() for key, value in _computed(name, total).items()}
 
     def reset(self):
         for total in self.totals.values():
             total.reset()
-        self.totals = {}
+        self.totals, self.first_batch, self.num_batches = {}, {}, 0
+
+
+def _in_order(first_batches):
+    """``{name: rank}`` in the order in which one process would see the names for the first time, and who did see it then.
+    That rank has the object to compute with: the others may never have made it.
+
+    Args:
+        first_batches: for each rank ``{name: which of its batches had it first}``. Batches are dealt out in turn.
+    """
+    first = {}
+    for rank, numbers in enumerate(first_batches):
+        for position, (name, number) in enumerate(numbers.items()):
+            first[name] = min(first.get(name, (number, rank, position)), (number, rank, position))
+    return {name: first[name][1] for name in sorted(first, key=first.__getitem__)}
+
+
+def _computed(name, total):
+    """What one accumulator gives; one that computes to a dict adds its own names."""
+    value = total.compute()
+    return {key: to_number(part) for key, part in (value.items() if isinstance(value, dict) else [(name, value)])}
 
 
 def _state_of(metric):
@@ -167,19 +195,20 @@ def _state_of(metric):
     return to_device(dict(metric.metric_state), torch.device("cpu"))
 
 
-def _joined(metric, states):
-    """A metric of the same kind that holds all of ``states``."""
+def _joined(metric, states, own_rank):
+    """A metric of the same kind that holds all of ``states``, by rank. A new object: several scores may share the user's."""
     if isinstance(metric, Metric):
-        first, *others = [_like(metric, state) for state in states]
+        first, *others = [_like(metric, state) for state in states.values()]
         for other in others:
             first.merge(other)
         return first
+    others = [state for rank, state in states.items() if rank != own_rank]
     if isinstance(metric, torch.nn.ModuleDict):
         metric = copy.deepcopy(metric)
         for name, part in metric.items(keep_base=True):  # each with a state of its own from here on
-            _merge(part, [state[name] for state in states[1:]])
+            _merge(part, [state[name] for state in others])
         return metric
-    return _merge(copy.deepcopy(metric), states[1:])
+    return _merge(copy.deepcopy(metric), others)
 
 
 def _merge(metric, states):

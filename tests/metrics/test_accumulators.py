@@ -5,6 +5,7 @@ import functools
 import inspect
 import io
 import math
+import threading
 import warnings
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from template.metrics.accumulators import Accuracy, Confusion, Mean, Metric, Stored
 from template.metrics.epoch import EpochMetrics, RunningLosses
-from template.parallel.ranks import Alone
+from template.parallel.ranks import Alone, OtherRankFailed
 
 MODERATE = settings(deadline=None, max_examples=60)
 AVERAGES = ("micro", "macro", "weighted")
@@ -364,7 +365,7 @@ def test_scores_by_scikit_learn_are_the_same_made_anew_over_ranks_and_from_a_fil
         per_rank.append(metrics)
     expected = sk.precision_score(y, pred)
     assert expected != sk.recall_score(y, pred)
-    assert per_rank[0].compute(MainOf([sent_by(metrics) for metrics in per_rank])) == {"precision": pytest.approx(expected)}
+    assert computed_by_ranks(per_rank) == [{"precision": pytest.approx(expected)}] * 2
 
 
 # --- Accuracy -------------------------------------------------------------------------------------------------------
@@ -387,7 +388,7 @@ def test_accuracy_is_right_over_counted_however_the_epoch_is_split_over_ranks(pa
     expected = {"acc": right / counted if counted else pytest.approx(float("nan"), nan_ok=True)}
     per_rank = [epoch(parts[rank::ranks]) for rank in range(ranks)]
     assert epoch(parts).compute() == expected
-    assert per_rank[0].compute(MainOf([sent_by(metrics) for metrics in per_rank])) == expected
+    assert computed_by_ranks(per_rank) == [expected] * ranks
 
 
 def test_a_batch_that_may_be_read_in_two_ways_is_counted_in_the_way_of_the_certain_ones():
@@ -627,13 +628,12 @@ def test_reduced_over_ranks_everything_equals_the_single_process_value(case, ran
         return metrics, kept
 
     per_rank = [epoch(parts[rank::ranks]) for rank in range(ranks)]
-    states = [sent_by(metrics) for metrics, _ in per_rank]
     expected = epoch(parts)[0].compute()
-    result = per_rank[0][0].compute(MainOf(states))
-    assert result.keys() == expected.keys()
-    for name, value in result.items():
-        assert np.allclose(value, expected[name], rtol=1e-12, equal_nan=True), name
-    assert result["matrix"].sum() == len(y)
+    for result in computed_by_ranks([metrics for metrics, _ in per_rank]):
+        assert list(result) == list(expected)
+        for name, value in result.items():
+            assert np.allclose(value, expected[name], rtol=1e-12, equal_nan=True), name
+        assert result["matrix"].sum() == len(y)
     for metrics, kept in per_rank:
         metrics.reset()
         if once:  # the next epoch starts empty
@@ -643,28 +643,102 @@ def test_reduced_over_ranks_everything_equals_the_single_process_value(case, ran
 def test_a_rank_without_a_batch_is_left_out_of_a_metric():
     metrics = EpochMetrics()
     metrics.update({"acc": 0.5, "n": Mean().update(1.0)}, 4)
-    assert metrics.compute(MainOf([sent_by(metrics), {}])) == {"acc": 0.5, "n": 1.0}
+    assert computed_by_ranks([metrics, EpochMetrics()]) == [{"acc": 0.5, "n": 1.0}] * 2
+    assert computed_by_ranks([EpochMetrics(), metrics]) == [{"acc": 0.5, "n": 1.0}] * 2
 
 
-class MainOf(Alone):
-    """Rank 0 of several, which is told what all have sent."""
+def test_what_only_some_batches_return_counts_whichever_rank_had_them_and_stands_where_one_process_has_it():
+    """Names come as one process meets them, and the objects of the rank that met one first compute it."""
+    for size in (2, 3, 4):
+        epochs = [EpochMetrics() for _ in range(size)]
+        whole = EpochMetrics()
+        for number in range(9):
+            y, pred = torch.arange(number + 2) % 3, torch.ones(number + 2, dtype=torch.int64)
+            values = {"all": number}
+            if number in (3, 5, 8):
+                values |= {"some": number, "f1": Confusion(3).update(pred, y).f1(),
+                           "stored": Stored(lambda pred, y: (pred * y).sum()).update(pred, y)}
+            if number == 7:
+                values = {"one": Mean().update(number, 3), **values}
+            for metrics in (whole, epochs[number % size]):
+                metrics.update(values if metrics is whole else copy.deepcopy(values), len(y))
+        expected = whole.compute()
+        assert list(expected) == ["all", "some", "f1", "stored", "one"]
+        for result in computed_by_ranks(epochs):
+            assert list(result) == list(expected) and result == pytest.approx(expected, rel=1e-12)
 
-    def __init__(self, states):
-        self.size = len(states) + (len(states) == 1)
-        self.states = states
-        self.sent = None
+
+def test_torchmetrics_of_some_batches_count_once_whichever_rank_had_them():
+    epochs, numbers = [EpochMetrics(), EpochMetrics()], [torchmetrics.MeanMetric(), torchmetrics.MeanMetric()]
+    for number in range(8):
+        values = {"all": number}
+        if number > 2:
+            numbers[number % 2].update(number)
+            values["mean"] = numbers[number % 2]
+        epochs[number % 2].update(values, 1)
+    assert computed_by_ranks(epochs) == [{"all": 3.5, "mean": 5.0}] * 2
+
+
+@MODERATE
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=9), st.integers(1, 4), st.booleans(), st.integers(1, 2))
+def test_stored_predictions_come_in_the_order_of_the_loader_however_many_ranks_there_are(counts, ranks, once, updates):
+    """``updates`` in one batch; a batch without samples has none, and neither has each third."""
+    order = Stored(lambda pred, y: tuple(pred.tolist()))
+    epochs = [EpochMetrics() for _ in range(ranks)]
+    stored = [Stored(order.fn) for _ in range(ranks)]
+    expected, first = [], 0
+    for number, count in enumerate(counts):
+        numbers, first = torch.arange(first, first + count), first + count
+        own = stored[number % ranks] if once else Stored(order.fn)
+        if number % 3 != 1:
+            expected += numbers.tolist()
+            for part in numbers.chunk(updates):
+                own.update(part, part)
+        epochs[number % ranks].update({"order": own} if number % 3 != 1 else {"other": 1.0}, count)
+    assert [result.get("order") for result in computed_by_ranks(epochs)] == [tuple(expected)] * ranks
+
+
+def test_an_error_in_what_another_rank_computes_reaches_every_rank():
+    def failing(pred, y):
+        raise ArithmeticError("nothing to divide by")
+
+    epochs = [EpochMetrics(), EpochMetrics()]
+    epochs[1].update({"bad": Stored(failing).update(torch.ones(2), torch.ones(2))}, 2)
+    zero, one = computed_by_ranks(epochs)
+    assert type(one) is ArithmeticError
+    assert type(zero) is OtherRankFailed and str(zero) == "rank 1: ArithmeticError: nothing to divide by"
+
+
+class OfThreads(Alone):
+    """A rank that is a thread; what it tells goes through a file."""
+
+    def __init__(self, rank, slots, barrier):
+        self.rank, self.size, self.slots, self.barrier = rank, len(slots), slots, barrier
 
     def gather(self, value):
-        self.sent = value
-        return self.states
+        self.slots[self.rank] = through_a_file(value)
+        self.barrier.wait(30)
+        found = list(self.slots)
+        self.barrier.wait(30)
+        return found
 
 
-def sent_by(metrics):
-    """What a rank tells the others, through a file."""
-    world = MainOf([{}])
-    world.from_main = lambda function: None
-    metrics.compute(world)
-    return through_a_file(world.sent)
+def computed_by_ranks(per_rank):
+    """For each rank what its ``compute`` gives, or the error that it raises."""
+    slots, barrier, results = [None] * len(per_rank), threading.Barrier(len(per_rank)), [None] * len(per_rank)
+
+    def run(rank):
+        try:
+            results[rank] = per_rank[rank].compute(OfThreads(rank, slots, barrier))
+        except Exception as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=run, args=[rank]) for rank in range(len(per_rank))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
 
 
 # --- torchmetrics and TemplateModel ---------------------------------------------------------------------------------
