@@ -15,6 +15,7 @@ __version__ = "0.2.0"
 _HOMES = {
     "TemplateModel": ".template",
     "TensorLoader": ".data.in_memory",
+    "Divided": ".data.agreement",
     "Mean": ".metrics.accumulators",
     "Stored": ".metrics.accumulators",
     "Confusion": ".metrics.accumulators",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which take a module with __g
     from .callbacks.profile import Profile as Profile  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.progress_bar import ProgressBar as ProgressBar  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.tensorboard import TensorBoard as TensorBoard  # type: ignore[import-not-found,unused-ignore]
+    from .data.agreement import Divided as Divided
     from .data.in_memory import TensorLoader as TensorLoader
     from .data.seeding import seed_everything as seed_everything
     from .hooks import Callback as Callback

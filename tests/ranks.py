@@ -5,12 +5,14 @@
 A job that many tests look at runs once, also where several test processes share the tests.
 """
 
+import io
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +20,8 @@ from pathlib import Path
 import tiny
 import torch
 from tiny import PATH, run_python
+
+from template.parallel.ranks import Alone
 
 ENVIRONMENT = {"PYTHONPATH": PATH}
 DEVICE = os.environ.get("DEVICE_OF_RANKS", "cpu")
@@ -102,6 +106,43 @@ def history(folder):
 def epochs_told(text):
     """The epochs that a training printed the end of, in the order of the lines."""
     return [int(number) for number in re.findall(r"^epoch +(\d+) train", text, re.M)]
+
+
+# --- ranks that are threads, for what they tell each other -------------------------------------------------------------
+
+
+class Thread(Alone):
+    """A rank that is a thread; what it tells goes through a file."""
+
+    def __init__(self, rank, slots, barrier):
+        self.rank, self.size, self.is_main, self.slots, self.barrier = rank, len(slots), rank == 0, slots, barrier
+
+    def gather(self, value):
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        self.slots[self.rank] = buffer.getvalue()
+        self.barrier.wait(30)
+        found = [torch.load(io.BytesIO(told), weights_only=True) for told in self.slots]
+        self.barrier.wait(30)
+        return found
+
+
+def in_threads(num_ranks, function):
+    """For each rank what ``function(world)`` gives, or the error that it raises."""
+    slots, barrier, results = [None] * num_ranks, threading.Barrier(num_ranks), [None] * num_ranks
+
+    def run(rank):
+        try:
+            results[rank] = function(Thread(rank, slots, barrier))
+        except Exception as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=run, args=[rank]) for rank in range(num_ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
 
 
 # --- ranks and agents as processes that a test sends signals to ---------------------------------------------------------

@@ -22,11 +22,12 @@ from copy import copy
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, default_collate, get_worker_info
 
+from .agreement import Divided, facts_of, first_batch, order_of_first, refuse_distributed_sampler, require_same
 from .in_memory import TensorLoader, can_be_sliced, places_of, slices, tensors_behind
 from .nested import Fresh, copied, is_on, loader_length, pinned, to_device
 from .open_files import tell_of_open_files
 from .position import batches_of, go_on, order_of
-from .seeding import ORDER, derive, own_generators, reseed, sample_rng
+from .seeding import GENERATORS, ORDER, derive, own_generators, put_back, reseed, sample_rng, state_of
 from .shares import WHOLE, Uneven, divided_lengths
 
 
@@ -42,8 +43,13 @@ def make_batches(loader, seed, device, slice_tensors=True, share=WHOLE):
         share: this process's; where it is not the only one some batches come as ``Uneven(batch, is_spare)``.
     """
     if isinstance(loader, dict):
-        return JointBatches({name: make_batches(part, seed, device, slice_tensors, share) for name, part in loader.items()},
-                            share)
+        return JointBatches({name: make_batches(part, seed, device, slice_tensors, share.named(name))
+                             for name, part in loader.items()}, share)
+    if isinstance(loader, Divided):
+        return make_batches(loader.loader, seed, device, slice_tensors) if share.size == 1 else _DividedBatches(
+            loader, seed, device, share)
+    if share.size > 1:
+        refuse_distributed_sampler(loader, share.name)
     if isinstance(loader, TensorLoader):
         return _TensorBatches(loader, seed, device, share)
     plain = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
@@ -70,6 +76,8 @@ def batch_sizes(loader, num_ranks=1):
     if isinstance(loader, dict):
         parts = [batch_sizes(part, num_ranks) for part in loader.values()]
         return set().union(*(sizes for sizes, _ in parts)), all(are_all for _, are_all in parts)
+    if isinstance(loader, Divided):
+        return batch_sizes(loader.loader)[0], False
     size, count = getattr(loader, "batch_size", None), None
     if not isinstance(size, int) or size < 1:
         return set(), False
@@ -89,6 +97,7 @@ class _Batches:
 
     place = None       # the device where ``read`` leaves the batches, if that is known
     may_reuse = False  # somebody's own code makes the batches, and may fill the same memory again
+    starts_over = False  # a shorter loader of several, within an epoch
     makes_as_many = True  # a batch has as many samples as indices; somebody's own code may leave some out
 
     def __init__(self, loader, seed, device, share):
@@ -97,6 +106,7 @@ class _Batches:
         self.counted = None  # (what len() of the loader says, how many batches an epoch has) where these differ
         self.is_whole = False  # the epoch that was read last was read from its first batch on
         self.marks = []  # of the epoch's batches: None, or is_spare of ``Uneven``
+        self._facts = None  # of the loader, see agreement.py
         self.device = torch.empty(0, device=device).device  # "cuda" with its number
         has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
         self.is_only_place = self.device.type == "cpu" and not has_gpu  # nothing needs to be moved
@@ -132,6 +142,8 @@ class _Batches:
     def own(self, batches, start, is_dealt=True):
         """``[(number, indices), …]`` of this process's share of the batches from ``start`` on; its marks are kept for
         ``epoch``."""
+        if self.share.size > 1:
+            self.agree(order_of_first(batches, getattr(self.loader, "dataset", None)))
         found = self.share.of(batches, start, is_dealt)
         self.marks = [bool(is_spare) if not self.makes_as_many else is_spare for _, _, is_spare in found]
         return [(number, indices) for number, indices, _ in found]
@@ -139,6 +151,25 @@ class _Batches:
     def read(self, epoch, start=0):
         """The same where the loader leaves them."""
         raise NotImplementedError
+
+    def agree(self, order=None):
+        """Compare the loader with those of the other ranks.
+
+        Args:
+            order: what else is compared, see ``agreement.py``; None: how an epoch begins.
+
+        Raises:
+            ValueError: on every rank: one has other data, or another order.
+        """
+        if self.share.gather is None or self.starts_over:
+            return
+        if self._facts is None:
+            self._facts = facts_of(self.loader)
+        require_same(self.share.gather, self.share.name, self._facts | (self._beginning() if order is None else order))
+
+    def _beginning(self):
+        """Of the first epoch's order, what is known without reading the data."""
+        return {}
 
     def first(self):
         """A batch to look at, the same in every process."""
@@ -292,12 +323,21 @@ class _ReplayedBatches(_Batches):
             if number >= start:
                 yield batch
 
+    def first(self):
+        batch = super().first()
+        if self.share.size > 1:
+            self.agree(first_batch(batch))
+        return batch
+
     def _shared(self, batches):
         """Every process reads all of them, and gives its own; reading on may overwrite it."""
-        rank, size = self.share.rank, self.share.size
+        rank, size, is_first = self.share.rank, self.share.size, True
         while True:
             count, own, batch = 0, None, None
             for count, batch in enumerate(itertools.islice(batches, size), 1):
+                if is_first:
+                    self.agree(first_batch(batch))
+                    is_first = False
                 if count == rank + 1:
                     own = copied(batch) if self.may_reuse and count < size else batch
             if not count:
@@ -310,6 +350,60 @@ class _ReplayedBatches(_Batches):
         """What may hold generators; a ``DataLoader`` itself changes while it is read."""
         loader = self.loader
         return [loader.dataset, loader.sampler, loader.generator] if isinstance(loader, DataLoader) else loader
+
+
+class _DividedBatches(_ReplayedBatches):
+    """A loader that gives every rank a part of its own; see ``Divided``. Batches are numbered as if they were dealt out in
+    turn, so ``start`` is the number of ranks times that of the rounds that were done."""
+
+    def __init__(self, loader, seed, device, share):
+        if share.gather is None:
+            raise ValueError("Divided() is for what a trainer reads among several processes.")
+        super().__init__(loader.loader, seed, device, share)
+        self.has_state = False  # a checkpoint would hold the state of one rank
+        self.rounds = None      # of an epoch, as far as the loaders tell: as many as the longest one's
+
+    def __len__(self):
+        return len(self.loader) if self.rounds is None else self.rounds
+
+    def agree(self, order=None):
+        """The data is not compared. Rates and progress need one length, though."""
+        lengths = [length for length in self.share.gather(loader_length(self.loader)) if length is not None]
+        self.rounds = max(lengths, default=None)
+
+    def notes(self):
+        return [f"{self.share.name} is Divided: keep the number of ranks, or samples come twice in the epoch that is under "
+                "way, or not at all."]
+
+    def position(self, epoch, start):
+        return {"order": order_of(self.loader) | {"samples": None}, "batch": start, "samples": None}
+
+    def go_on(self, position, epoch, start):
+        self.begun = None
+        return start, []
+
+    def read(self, epoch, start=0):
+        for part in (getattr(self.loader, "sampler", None), getattr(self.loader, "batch_sampler", None)):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+        return super().read(epoch, start // self.share.size)
+
+    def _shared(self, batches):
+        """A batch of every rank in each round; where they have to go along, the ranks ask each other whether one is left."""
+        last = None
+        while True:
+            batch = next(batches, _NO_MORE)
+            is_spare = batch is _NO_MORE
+            if self.share.with_spares and all(self.share.gather(is_spare)) or is_spare and not self.share.with_spares:
+                return
+            if is_spare and last is None:
+                raise ValueError(f"Each rank needs a batch in every epoch, and {self.share.name} gave rank "
+                                 f"{self.share.rank} none. Divide the data among the ranks in smaller parts.")
+            last = last if is_spare else batch
+            yield Uneven(last, is_spare)
+
+
+_NO_MORE = object()
 
 
 class _MapBatches(_Batches):
@@ -337,6 +431,10 @@ class _MapBatches(_Batches):
             self.copy = self._copy_of_loader(self.indices)
         return self._read_copy(self.copy, epoch)
 
+    def _beginning(self):
+        with self._seeded_sampler(1) as sampler:
+            return order_of_first([copy(indices) for indices in itertools.islice(sampler, 8)], self.loader.dataset)
+
     def first(self):
         """The first batch of "epoch 0". Where the loader has workers, one is started for it and ended: what the dataset
         opens at its first sample must not be open here, because all workers that are forked later would share it."""
@@ -360,7 +458,7 @@ class _MapBatches(_Batches):
         own = [part for part in samplers if part is not None and not type(part).__module__.startswith("torch.utils.data")]
         if own and not _equal(self._lists(1), self._lists(1)):
             notes.append(f"{type(own[0]).__name__} gave two orders for one (seed, epoch). Let it draw from the global "
-                         "generators of torch, numpy or random, from an attribute `generator`, or from set_epoch().")
+                         "generators of torch, numpy or random, from one that is its attribute, or from set_epoch().")
         if loader.num_workers and not getattr(loader, "in_order", True):
             notes.append("with in_order=False batches come as the workers finish them; set in_order=True.")
         return notes
@@ -390,8 +488,9 @@ class _MapBatches(_Batches):
         for part in parts:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
-        own = [loader.generator, *(getattr(part, "generator", None) for part in parts)]
-        with sample_rng(seed), _reseeded([generator for generator in own if generator is not None], seed):
+        held = [value for part in parts for value in getattr(part, "__dict__", {}).values()]
+        own = [loader.generator, *(getattr(part, "generator", None) for part in parts), *held]
+        with sample_rng(seed), _reseeded([part for part in own if isinstance(part, GENERATORS)], seed):
             yield sampler
 
     def _copy_of_loader(self, tagged, **changed):
@@ -458,14 +557,18 @@ def _equal(one, other):
 @contextmanager
 def _reseeded(generators, seed):
     """A generator that the user gave to loader or sampler decides the order: seed it meanwhile."""
-    states = [generator.get_state() for generator in generators]
+    generators = list({id(generator): generator for generator in generators}.values())
+    states = [state_of(generator) for generator in generators]
     for generator in generators:
-        generator.manual_seed(seed)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+        else:
+            reseed([generator], seed)
     try:
         yield
     finally:
         for generator, state in zip(generators, states):
-            generator.set_state(state)
+            put_back(generator, state)
 
 
 class _SeededDataset:
@@ -503,6 +606,9 @@ class JointBatches:
     """One batch of each loader per step, ``{name: batch}``; a shorter loader starts over in another order."""
 
     def __init__(self, parts, share):
+        if any(isinstance(part, _DividedBatches) for part in parts.values()):
+            raise ValueError(f"{share.name} is a dict of loaders, in which Divided(loader) cannot be used: ranks would "
+                             "start the shorter loaders over at different moments. Give the loader by itself.")
         self.parts = parts
         self.share = share
         self.reached = 0   # the batch that is read next
@@ -540,6 +646,7 @@ class JointBatches:
     @staticmethod
     def _endless(part, epoch, first_round, start):
         for number in itertools.count(first_round):
+            part.starts_over = number > first_round
             yield from part.epoch(_of_round(epoch, number), start)
             start = 0
 
@@ -581,6 +688,10 @@ class JointBatches:
         step = len(self) - max((left for number, _, left in places.values() if number == 0), default=0)
         self.begun = epoch, step, places
         return step * size, notes
+
+    def agree(self):
+        for part in self.parts.values():
+            part.agree()
 
     def first(self):
         return {name: part.first() for name, part in self.parts.items()}

@@ -127,7 +127,7 @@ def own_generators(root):
     Returns:
         list of ``torch.Generator``, numpy's ``Generator`` and ``RandomState``, and ``random.Random``, in a fixed order.
     """
-    return [part for part in parts_of(root) if issubclass(type(part), _GENERATORS)
+    return [part for part in parts_of(root) if issubclass(type(part), GENERATORS)
             and not issubclass(type(part), random.SystemRandom)]  # which cannot be seeded
 
 
@@ -160,9 +160,9 @@ def _attributes(part):
     return held if type(held) is dict else {}
 
 
-_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _VALUES = {int, float, bool, str, bytes, type(None)}
-_WITHOUT_PARTS = (type, ModuleType, torch.Tensor, *_GENERATORS)
+_WITHOUT_PARTS = (type, ModuleType, torch.Tensor, *GENERATORS)
 
 
 def reseed(generators, seed):
@@ -175,6 +175,23 @@ def reseed(generators, seed):
             generator.bit_generator.state = type(generator.bit_generator)(own_seed).state
         else:
             generator.seed(own_seed & 0xFFFFFFFF)
+
+
+def state_of(generator):
+    """For ``put_back``: where one of ``own_generators`` is."""
+    if isinstance(generator, (torch.Generator, np.random.RandomState)):
+        return generator.get_state()
+    return generator.bit_generator.state if isinstance(generator, np.random.Generator) else generator.getstate()
+
+
+def put_back(generator, state):
+    """Let a generator go on from ``state``."""
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
 
 
 def capture_rng() -> dict[str, Any]:

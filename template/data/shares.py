@@ -27,12 +27,20 @@ class Share:
         divides: share out the samples of a last round that is not complete (training); False leaves its batches whole, so
             that each is what it is in one process (evaluation).
         with_spares: a rank that has nothing in a round gets a spare; False: it gets nothing.
+        gather: ``gather(value)`` gives the values of all ranks, see ``parallel/ranks.py``; None: nothing is compared.
+        name: of the loader, in messages.
     """
 
-    def __init__(self, rank=0, size=1, divides=True, with_spares=True):
+    def __init__(self, rank=0, size=1, divides=True, with_spares=True, gather=None, name="the loader"):
         self.rank, self.size = rank, size
         self.divides = divides
         self.with_spares = with_spares
+        self.gather = gather
+        self.name = name
+
+    def named(self, part):
+        """The same of one loader in a dict."""
+        return Share(self.rank, self.size, self.divides, self.with_spares, self.gather, f"{self.name}[{part!r}]")
 
     def rounds(self, count):
         """How many batches of ``count`` a rank gets: as many as every other, spares included."""

@@ -11,7 +11,6 @@ import warnings
 
 import torch
 from torch import nn
-from torch.utils.data import DistributedSampler
 
 from ..data.loaders import numbers_of_workers
 from ..data.nested import loader_length
@@ -19,7 +18,6 @@ from ..data.seeding import capture_rng, restore_rng
 from ..hooks import Callback
 from ..metrics.best import ask_for_direction, better_when
 from ..parallel.gradients import MODES
-from ..parallel.ranks import is_asked_for
 from ..update import lr_scheduler
 from ..update.guard import fetch_losses
 from .defaults import BINARY_THRESHOLDS, CLASS_LOSSES, INDEX_LOSSES, class_dimensions, ignored_label, torch_loss
@@ -40,7 +38,6 @@ def check_attributes(model):
     for name in ("eval_loader", "test_loader"):
         if getattr(model, name) is not None:
             check_loader(getattr(model, name), name)
-    _check_sampler(model)
     _check_same_data(model)
     _check_parameters(model)
     _check_hidden_methods(model)
@@ -143,18 +140,6 @@ def check_loader(loader, name):
             )
         if isinstance(loader, dict) and loader_length(part) is None and name == "train_loader":
             raise ValueError("The loaders in a dict need a len(), so that the longest one can end the epoch.")
-
-
-def _check_sampler(model):
-    """Ranks take their shares by themselves."""
-    if model.parallel is None or not is_asked_for():
-        return
-    for loader in (model.train_loader, model.eval_loader):
-        for part in loader.values() if isinstance(loader, dict) else [loader]:
-            samplers = (getattr(part, "sampler", None), getattr(getattr(part, "batch_sampler", None), "sampler", None))
-            if any(isinstance(sampler, DistributedSampler) for sampler in samplers):
-                raise ValueError("A DistributedSampler would divide the data among the ranks a second time. Give the "
-                                 "DataLoader shuffle=True instead, or set parallel = None.")
 
 
 def _check_same_data(model):

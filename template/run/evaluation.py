@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..data.agreement import require_same
 from ..data.loaders import make_batches
 from ..data.seeding import rng_kept
 from ..data.shares import Share, Uneven
@@ -55,24 +56,35 @@ class Evaluator:
 
     def set_loader(self, loader):
         """What ``score`` reads from now on."""
-        self.batches = self.by_prefix(loader)
+        self.batches = self.by_prefix(loader, "eval_loader")
 
     def set_test_loader(self, loader):
         """What ``score_test`` reads from now on; None: what ``score`` reads."""
-        self.test_batches = self.by_prefix(loader)
+        self.test_batches = self.by_prefix(loader, "test_loader")
+
+    def agree(self):
+        """Whether every rank has the same loaders, see ``data/agreement.py``; whatever is read is compared then, too."""
+        trainer = self.trainer
+        if trainer.world.size > 1:
+            loaders = {"eval_loader": list(self.batches), "test_loader": list(self.test_batches)}
+            require_same(trainer.world.gather, "what there is to evaluate", loaders)
+            for batches in (*self.batches.values(), *self.test_batches.values()):
+                batches.agree()
 
     def set_seed(self, seed):
         """A continued run goes on with the seed that it began with."""
         for batches in (*self.batches.values(), *self.test_batches.values()):
             batches.set_seed(seed)
 
-    def by_prefix(self, loader):
+    def by_prefix(self, loader, called):
         """``{prefix of the results: batches}``; one loader has no prefix."""
         trainer = self.trainer
         loaders = loader if isinstance(loader, dict) else {} if loader is None else {"": loader}
-        share = Share(trainer.world.rank, trainer.world.size, divides=False, with_spares=trainer.is_sharded)
+        share = Share(trainer.world.rank, trainer.world.size, divides=False, with_spares=trainer.is_sharded,
+                      gather=trainer.world.gather, name=called)
         return {f"{name}/" if name else "":
-                make_batches(part, trainer.seed, torch.device(trainer.device), trainer.slice_tensors, share)
+                make_batches(part, trainer.seed, torch.device(trainer.device), trainer.slice_tensors,
+                             share.named(name) if name else share)
                 for name, part in loaders.items()}
 
     def score(self, on_eval_batch=()):
@@ -85,7 +97,7 @@ class Evaluator:
 
     def score_test(self, on_eval_batch=(), loader=None):
         """The same of ``loader``, or else of the test loader, or else of the evaluation's."""
-        batches = self.by_prefix(loader) if loader is not None else self.test_batches or self.batches
+        batches = self.by_prefix(loader, "test(loader)") if loader is not None else self.test_batches or self.batches
         return self._score_all(batches, on_eval_batch)
 
     def _score_all(self, batches, on_eval_batch):

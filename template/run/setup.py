@@ -61,6 +61,7 @@ def set_up(trainer: TemplateModel, callbacks, overrides, log_name, clean_log, ar
     trainer.evaluator = Evaluator(trainer, overrides)
     trainer.evaluator.set_loader(trainer.eval_loader)
     trainer.evaluator.set_test_loader(trainer.test_loader)
+    trainer.evaluator.agree()
 
     trainer.lr_schedule = build_schedule(trainer, trainer.updates_per_epoch(), better_when(trainer, trainer.key_metric))
     trainer.stepper = _stepper(trainer, device, parallel)
@@ -82,8 +83,11 @@ def set_up(trainer: TemplateModel, callbacks, overrides, log_name, clean_log, ar
 
 def batches_to_train(trainer: TemplateModel, loader):
     """What ``loader`` gives this process in training."""
-    share = Share(trainer.world.rank, trainer.world.size)
-    return make_batches(loader, trainer.seed, torch.device(trainer.device), trainer.slice_tensors, share)
+    share = Share(trainer.world.rank, trainer.world.size, gather=trainer.world.gather, name="train_loader")
+    batches = make_batches(loader, trainer.seed, torch.device(trainer.device), trainer.slice_tensors, share)
+    if trainer.world.size > 1:
+        batches.agree()
+    return batches
 
 
 def _meet_others(trainer):

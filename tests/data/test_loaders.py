@@ -31,7 +31,7 @@ from torch.utils.data import (
 
 from template.data.loaders import TensorLoader, copied_ahead, make_batches, one_ahead
 from template.data.nested import first_tensor, is_on, loader_length, pinned, to_device
-from template.data.seeding import derive
+from template.data.seeding import derive, put_back, state_of
 from template.data.shares import Share
 from template.hooks import Callback
 
@@ -547,21 +547,18 @@ class Batches:
 
 
 class Private:
-    """A sampler with a generator that nobody can seed."""
-
-    def __init__(self):
-        self.rng = random.Random()
+    """A sampler with generators that nobody can seed."""
 
     def __len__(self):
         return SAMPLES
 
     def __iter__(self):
-        return iter(self.rng.sample(range(SAMPLES), SAMPLES))
+        return iter(random.Random().sample(range(SAMPLES), SAMPLES))
 
 
 class PrivateBatches(Private):
     def __iter__(self):
-        yield from [torch.tensor(self.rng.sample(range(SAMPLES), 4)) for _ in range(5)]
+        yield from [torch.tensor(random.Random().sample(range(SAMPLES), 4)) for _ in range(5)]
 
 
 data = TensorDataset(*tiny_data(SAMPLES))
@@ -600,6 +597,35 @@ def test_webdataset_which_shuffles_by_itself_is_told_of_in_one_note_that_says_wh
     assert ("Keep num_workers=2 too" in note) == (num_workers == 2)
     own = type("WebLoader", (Batches,), {"__module__": "webdataset.compat"})
     assert make_batches(own(), 3, CPU).notes()[0].startswith("webdataset shuffles")
+
+
+class Held(Private):
+    """A sampler with a generator of its own, unseeded, under a name of its own."""
+
+    def __init__(self, rng, draw):
+        self.rng, self.draw = rng, draw
+
+    def __iter__(self):
+        return iter(self.draw(self.rng))
+
+
+HELD = {
+    "torch": lambda: Held(torch.Generator().manual_seed(random.SystemRandom().getrandbits(30)),
+                          lambda rng: torch.randperm(SAMPLES, generator=rng).tolist()),
+    "numpy": lambda: Held(np.random.default_rng(), lambda rng: rng.permutation(SAMPLES).tolist()),
+    "numpy's old one": lambda: Held(np.random.RandomState(), lambda rng: rng.permutation(SAMPLES).tolist()),
+    "random": lambda: Held(random.Random(), lambda rng: rng.sample(range(SAMPLES), SAMPLES)),
+}
+
+
+@pytest.mark.parametrize("make", HELD.values(), ids=HELD)
+def test_a_generator_that_a_sampler_holds_draws_an_order_of_seed_and_epoch_and_goes_on_as_it_was(make):
+    one, other, untouched = make(), make(), make()
+    put_back(untouched.rng, state_of(one.rng))
+    streams = [stream(DataLoader(data, 5, sampler=sampler), epoch) for sampler in (one, other) for epoch in (1, 2)]
+    assert streams[0] == streams[2] != streams[1] == streams[3]
+    assert list(one) == list(untouched), "what the person draws from it is not changed"
+    assert stream(DataLoader(data, batch_sampler=BatchSampler(make(), 5, False)), 1) == streams[0]
 
 
 def test_persistent_workers_over_an_iterable_dataset_are_told_of_too():

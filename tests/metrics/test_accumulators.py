@@ -5,7 +5,6 @@ import functools
 import inspect
 import io
 import math
-import threading
 import warnings
 
 import numpy as np
@@ -16,12 +15,13 @@ import torchmetrics
 import torchmetrics.functional as tm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import in_threads
 from tiny import tiny_data, tiny_model, tiny_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from template.metrics.accumulators import Accuracy, Confusion, Mean, Metric, Stored
 from template.metrics.epoch import EpochMetrics, RunningLosses
-from template.parallel.ranks import Alone, OtherRankFailed
+from template.parallel.ranks import OtherRankFailed
 
 MODERATE = settings(deadline=None, max_examples=60)
 AVERAGES = ("micro", "macro", "weighted")
@@ -709,36 +709,9 @@ def test_an_error_in_what_another_rank_computes_reaches_every_rank():
     assert type(zero) is OtherRankFailed and str(zero) == "rank 1: ArithmeticError: nothing to divide by"
 
 
-class OfThreads(Alone):
-    """A rank that is a thread; what it tells goes through a file."""
-
-    def __init__(self, rank, slots, barrier):
-        self.rank, self.size, self.slots, self.barrier = rank, len(slots), slots, barrier
-
-    def gather(self, value):
-        self.slots[self.rank] = through_a_file(value)
-        self.barrier.wait(30)
-        found = list(self.slots)
-        self.barrier.wait(30)
-        return found
-
-
 def computed_by_ranks(per_rank):
     """For each rank what its ``compute`` gives, or the error that it raises."""
-    slots, barrier, results = [None] * len(per_rank), threading.Barrier(len(per_rank)), [None] * len(per_rank)
-
-    def run(rank):
-        try:
-            results[rank] = per_rank[rank].compute(OfThreads(rank, slots, barrier))
-        except Exception as error:
-            results[rank] = error
-
-    threads = [threading.Thread(target=run, args=[rank]) for rank in range(len(per_rank))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
+    return in_threads(len(per_rank), lambda world: per_rank[world.rank].compute(world))
 
 
 # --- torchmetrics and TemplateModel ---------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 from tiny import Tiny, tiny_data, tiny_model, weights
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, get_worker_info
 
 from template.data.loaders import TensorLoader
 from template.hooks import Callback
@@ -93,16 +93,6 @@ def test_an_environment_that_is_not_torchruns_is_refused_with_what_to_do(monkeyp
     with pytest.raises(ValueError, match=r"WORLD_SIZE=4.*'RANK'.*torchrun, or set parallel = None"):
         Tiny().check_init(use_tb=False)
     Tiny(parallel=None).check_init(use_tb=False)
-
-
-@pytest.mark.parametrize("name", ["train_loader", "eval_loader"])
-def test_a_distributed_sampler_is_refused_among_several_processes(name, monkeypatch):
-    data = TensorDataset(*tiny_data())
-    loader = DataLoader(data, 10, sampler=DistributedSampler(data, num_replicas=2, rank=0))
-    Tiny(**{name: loader}).check_init(use_tb=False)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="a second time.*shuffle=True"):
-        Tiny(**{name: {"a": loader}}).check_init(use_tb=False)
 
 
 def test_sync_batchnorm_is_refused_on_the_cpu():
