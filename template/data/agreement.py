@@ -34,8 +34,8 @@ class Divided:
         self.train_loader = Divided(DataLoader(WebDataset(urls, nodesplitter=split_by_node), 32))
 
     Ranks may have different numbers of batches: one that is through first goes along until all are, and what it computes
-    then counts for nothing. They ask each other before every batch whether one is left. A run goes on in the middle of an
-    epoch only with the same number of ranks. In a single process it is the loader itself.
+    then counts for nothing. Where a loader has no length, they ask each other before every batch whether one is left. A run
+    goes on in the middle of an epoch only with the same number of ranks. In a single process it is the loader itself.
     """
 
     def __init__(self, loader: Any) -> None:

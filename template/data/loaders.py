@@ -78,18 +78,37 @@ def batch_sizes(loader, num_ranks=1):
         return set().union(*(sizes for sizes, _ in parts)), all(are_all for _, are_all in parts)
     if isinstance(loader, Divided):
         return batch_sizes(loader.loader)[0], False
-    size, count = getattr(loader, "batch_size", None), None
+    size, count = getattr(loader, "batch_size", None), _count(loader)
     if not isinstance(size, int) or size < 1:
         return set(), False
-    if isinstance(loader, TensorLoader):
-        count = len(loader.tensors[0])
-    elif isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
-        count = loader_length(loader.sampler)
     if count is None:
         return {size}, False
     count -= count % size if loader.drop_last else 0
     found, in_last_round = {size, count % size or size}, count % (size * num_ranks)
     return found | set(divided_lengths(in_last_round, num_ranks, size == 1)) - {0}, True
+
+
+def _count(loader):
+    """How many samples an epoch takes from a loader; None: that is not known."""
+    if isinstance(loader, TensorLoader):
+        return len(loader.tensors[0])
+    is_map = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+    return loader_length(loader.sampler) if is_map else None
+
+
+def notes_on_last_round(loader, num_ranks):
+    """In words, that some ranks have nothing to do in the last update of an epoch, and what ``drop_last`` would change."""
+    size, count = getattr(loader, "batch_size", None), _count(loader)
+    if num_ranks == 1 or count is None or not isinstance(size, int) or loader.drop_last or not count % size:
+        return []
+    left = count % (size * num_ranks)
+    idle = divided_lengths(left, num_ranks, size == 1).count(0)
+    if not idle:
+        return []
+    single = " BatchNorm can do nothing with a single sample." if left == 1 else ""
+    return [f"The last update of an epoch has {left} sample{'s' * (left > 1)} for {num_ranks} ranks, and {idle} of them "
+            f"compute{'s' * (idle == 1)} what does not count.{single} drop_last=True in train_loader leaves out the last "
+            f"batch, of {count % size} sample{'s' * (count % size > 1)}, in every epoch."]
 
 
 class _Batches:
@@ -361,15 +380,18 @@ class _DividedBatches(_ReplayedBatches):
             raise ValueError("Divided() is for what a trainer reads among several processes.")
         super().__init__(loader.loader, seed, device, share)
         self.has_state = False  # a checkpoint would hold the state of one rank
-        self.rounds = None      # of an epoch, as far as the loaders tell: as many as the longest one's
+        self.rounds_done = 0
+        self.rounds = None      # of an epoch, where all ranks know their lengths: as many as the longest one's
 
     def __len__(self):
-        return len(self.loader) if self.rounds is None else self.rounds
+        if self.rounds is None:
+            raise TypeError(f"{self.share.name} has no length on some rank.")
+        return self.rounds
 
     def agree(self, order=None):
         """The data is not compared. Rates and progress need one length, though."""
-        lengths = [length for length in self.share.gather(loader_length(self.loader)) if length is not None]
-        self.rounds = max(lengths, default=None)
+        lengths = self.share.gather(loader_length(self.loader))
+        self.rounds = None if None in lengths else max(lengths)
 
     def notes(self):
         return [f"{self.share.name} is Divided: keep the number of ranks, or samples come twice in the epoch that is under "
@@ -386,15 +408,23 @@ class _DividedBatches(_ReplayedBatches):
         for part in (getattr(self.loader, "sampler", None), getattr(self.loader, "batch_sampler", None)):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
-        return super().read(epoch, start // self.share.size)
+        self.rounds_done = start // self.share.size
+        return super().read(epoch)
 
     def _shared(self, batches):
-        """A batch of every rank in each round; where they have to go along, the ranks ask each other whether one is left."""
+        """A batch of every rank in each round. Where they have to go along and no lengths say it, the ranks ask each other
+        whether one is left."""
         last = None
-        while True:
+        for batch in itertools.islice(batches, self.rounds_done):
+            last = batch  # it may be all that this rank has
+        for number in itertools.count(self.rounds_done):
             batch = next(batches, _NO_MORE)
             is_spare = batch is _NO_MORE
-            if self.share.with_spares and all(self.share.gather(is_spare)) or is_spare and not self.share.with_spares:
+            if not self.share.with_spares:
+                is_over = is_spare
+            else:
+                is_over = (self.rounds is None or number >= self.rounds) and all(self.share.gather(is_spare))
+            if is_over:
                 return
             if is_spare and last is None:
                 raise ValueError(f"Each rank needs a batch in every epoch, and {self.share.name} gave rank "

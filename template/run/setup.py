@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..data.loaders import make_batches
+from ..data.loaders import make_batches, notes_on_last_round
 from ..data.seeding import seed_everything, seed_of_run
 from ..data.shares import Share
 from ..hooks import Hooks
@@ -75,6 +75,8 @@ def set_up(trainer: TemplateModel, callbacks, overrides, log_name, clean_log, ar
     if not reached_weights:
         print(f"  Weights that were drawn before do not come from seed {seed}. To repeat them too, call "
               f"seed_everything({seed}) before you build the models.")
+    for note in notes_on_last_round(trainer.train_loader, trainer.world.size):
+        print(f"  {note}")
     for note in trainer.train_batches.notes():
         print(f"  not exact when continued: {note}")
     for note in schedule_free.notes(trainer.model_list, trainer.optimizer_list):

@@ -1,6 +1,7 @@
 """What ranks compare before they read: the same data passes, whatever is different is named with the rank that has it."""
 
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ DIFFERENT = {  # loaders of two ranks, and what the message says of them
     "a split of a split": (load(Subset(Subset(Files(NAMES), order), range(8))),
                            load(Subset(Subset(Files(NAMES), range(40)), range(8))), "of the data set in its data set holds"),
     "one of several": (load(ConcatDataset([Files(NAMES), Files(NAMES)])),
-                       load(ConcatDataset([Files(NAMES), Files(shuffled)])), "number 1 of the data sets in its data set holds"),
+                       load(ConcatDataset([Files(NAMES), Files(shuffled)])), "number 1 of the data sets in its data set"),
     "an order": (load(Files(NAMES), sampler=order), load(Files(NAMES), sampler=range(40)), "what its first batches hold is"),
 }
 
@@ -128,8 +129,9 @@ BATCHES = [[x[:4], y[:4]], {"image": x[:4], "label": y[:4]}, [("a", 1), ("b", 2)
 def test_first_batches_of_any_nesting_are_compared():
     for batch in BATCHES:
         assert compared(batch, batch, of=first_batch) == [None, None]
-    changed = [[x[:4], y[4:8]], {"image": x[4:8], "label": y[:4]}, [("a", 1), ("b", 3)], x.to(torch.bfloat16)[4:8], "other", 4,
-               np.arange(1, 5), torch.eye(2).to_sparse(), torch.zeros(0, 4), {"nested": [[{"deep": y + 1}]]}]
+    changed = [[x[:4], y[4:8]], {"image": x[4:8], "label": y[:4]}, [("a", 1), ("b", 3)],
+               x.to(torch.bfloat16)[4:8], "other", 4, np.arange(1, 5),
+               torch.eye(2).to_sparse(), torch.zeros(0, 4), {"nested": [[{"deep": y + 1}]]}]
     for one, other in zip(BATCHES, changed):
         assert "first batch" in str(compared(one, other, of=first_batch)[1])
 
@@ -208,6 +210,32 @@ def test_each_rank_reads_its_own_and_goes_along_with_spares_until_all_are_throug
     assert rounds_of(parts, with_spares=False) == [
         [([0, 1], False), ([2, 3], False), ([4], False)], [([10, 11], False)], [([20, 21], False), ([22], False)]]
     assert rounds_of(parts[:1] + parts[2:], start=2) == [[([2, 3], False), ([4], False)], [([22], False), ([22], True)]]
+
+
+@pytest.mark.parametrize("lengths, asked", [([3, 2], 1), ([2, 2], 2), ([1, 1], 3), ([9, 1], 0)],
+                         ids=["true", "too short", "much too short", "too long"])
+def test_lengths_save_the_question_before_each_batch_and_nothing_is_lost_where_they_are_not_true(lengths, asked):
+    class Told(Part):
+        def __len__(self):
+            return 2 * lengths[self.samples[0] // 10]
+
+    def read(world):
+        questions = []
+        share = Share(world.rank, 2, gather=lambda value: questions.append(value) or world.gather(value))
+        batches = make_batches(Divided(DataLoader(Told(parts[world.rank]), 2)), 3, CPU, share=share)
+        batches.agree()
+        del questions[:]
+        found = [(batch.tolist(), is_spare) for batch, is_spare in batches.epoch(1)]
+        return found, len(questions), len(batches)
+
+    parts = [[0, 1, 2, 3, 4], [10, 11]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of a length that is not true
+        (one, questions, length), (other, *also) = in_threads(2, read)
+    assert [entry for entry in one if not entry[1]] == [([0, 1], False), ([2, 3], False), ([4], False)]
+    assert [entry for entry in other if not entry[1]] == [([10, 11], False)]
+    assert len(one) == len(other) == max(3, *lengths) and also == [questions, length] and length == max(lengths)
+    assert questions == (asked if asked else 1)
 
 
 def test_a_rank_that_gets_nothing_at_all_is_told_so():

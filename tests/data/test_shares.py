@@ -1,6 +1,7 @@
 """Which batches of a loader are whose: together the ranks see what one process sees, for any number of them."""
 
 import random
+import re
 from itertools import zip_longest
 
 import numpy as np
@@ -12,7 +13,7 @@ from odd_loaders import Augmented, EvenFirst, GrowingBatches, Stateful, mixing
 from tiny import CPU, plain, stream, tiny_data
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
-from template.data.loaders import TensorLoader, make_batches
+from template.data.loaders import TensorLoader, make_batches, notes_on_last_round
 from template.data.shares import Share, Uneven, divided_lengths
 
 # --- the rule, on lists of indices ------------------------------------------------------------------------------------
@@ -131,6 +132,20 @@ def test_single_samples_that_are_no_lists_are_dealt_out_one_by_one():
 def test_one_process_gets_all_as_it_is():
     batches = [[0, 1], [2]]
     assert Share().of(batches, 4) == [(4, [0, 1], None), (5, [2], None)] and Share().rounds(3) == 3
+
+
+@pytest.mark.parametrize("count, batch_size, size, note", [
+    (10, 4, 2, r"has 2 samples for 2 ranks, and 1 of them computes what does not count\. drop_last=True .* of 2 samples"),
+    (9, 4, 2, r"has 1 sample for 2 ranks, and 1 .* single sample\. drop_last=True .* of 1 sample, in every epoch"),
+    (19, 4, 4, r"has 3 samples for 4 ranks, and 3 of them compute what"),
+    (11, 4, 2, r"has 3 samples for 2 ranks, and 1 of them"),
+    (12, 4, 2, None), (13, 4, 2, None), (16, 4, 2, None), (10, 4, 1, None), (7, 1, 2, None)])
+def test_it_is_said_what_ranks_without_a_sample_do_and_what_drop_last_would_change(count, batch_size, size, note):
+    for loader in (TensorLoader(torch.zeros(count), batch_size=batch_size), DataLoader(range(count), batch_size)):
+        told = notes_on_last_round(loader, size)
+        assert len(told) == (note is not None) and (note is None or re.search(note, told[0]))
+        assert notes_on_last_round(DataLoader(range(count), batch_size, drop_last=True), size) == []
+    assert notes_on_last_round([1, 2], size) == notes_on_last_round({"a": loader}, size) == []
 
 
 # --- every kind of loader ---------------------------------------------------------------------------------------------
