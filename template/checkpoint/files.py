@@ -256,11 +256,14 @@ def find_state(model, name):
     if name != "auto":
         path = Path(os.path.relpath(_file_of_run(model, f"{name}.pth"))) if name in ("best", "last") else Path(name)
         return path, read(path)
-    for folder in _folders(model):
+    folders = _folders(model)
+    for folder in folders:
         path, state, skipped = newest(folder)
         for message in skipped:
             print(f"skipped: {message}")
         if state is not None:
+            if note := run_folder.note_on_names(folder, folders):
+                print(f"  {note}")
             return Path(os.path.relpath(path)), state
     print("load_state('auto'): there is no checkpoint to continue from; training starts from scratch.")
     return None, None
@@ -290,7 +293,11 @@ def continue_in(model, folder, state):
     if folder != here:
         is_own_name = here == Path(model.started_in, model.asked_dir).absolute()
         if not run_folder.is_time_stamped(here) and (is_own_name or folder not in _folders(model)):
+            model.checkpoints.lock.claim_or_tell(here)
             return
+    if not model.checkpoints.lock.claim_or_tell(folder):
+        return
+    if folder != here:
         run_folder.remove_leftovers(folder)
         log = Path(model.stdout_logger.filename)
         model.stdout_logger.move(folder / log.name)

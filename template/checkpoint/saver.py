@@ -16,6 +16,7 @@ import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor, wait
 
+from ..output import forks
 from .plain_data import HostCopy, refuse_objects
 
 _REMIND_EVERY_SECONDS = 60.0
@@ -39,6 +40,19 @@ class Saver:
         self._executor = None
         atexit.register(self._end_process)
         _SAVERS.add(self)
+        forks.tell(self)
+
+    def forked(self):
+        """In a child of a fork: there is no thread that writes, and what is to be written is written by the parent."""
+        atexit.unregister(self._end_process)
+        self.forget()
+        self._writes.clear()
+        self._executor = None
+
+    def forget(self):
+        """What could not be written is not tried again."""
+        self._unwritten.clear()
+        self.failed.clear()
 
     def save(self, path, state, write, where, beside=True, keep=False):
         """Have ``write(state)`` called for the state as it is now.

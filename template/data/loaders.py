@@ -15,9 +15,12 @@ so that they mean the same for any number of processes.
 """
 
 import itertools
+import os
 import signal
+import weakref
 from contextlib import contextmanager
 from copy import copy
+from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, default_collate, get_worker_info
@@ -327,7 +330,7 @@ class _ReplayedBatches(_Batches):
         if not self.has_state:
             reseed(own_generators(self._parts()), seed)
         with sample_rng(seed):
-            iterator = iter(self.loader)
+            iterator = _own(iter(self.loader))
         batches = self._numbered(iterator, epoch, first, start)
         return batches if self.share.size == 1 else self._shared(batches)
 
@@ -480,7 +483,7 @@ class _MapBatches(_Batches):
         if loader.num_workers and loader._iterator is None:  # else persistent workers are there
             tell_of_open_files(self.loader)
         loader.generator.manual_seed(derive(self.seed, epoch, ORDER))  # workers' base seed; never the global one
-        return iter(loader)
+        return _own(iter(loader))
 
     def notes(self):
         loader, notes = self.loader, []
@@ -564,6 +567,31 @@ class _WorkerInit:
         if self.worker_init_fn is not None:
             self.worker_init_fn(worker_id)
         seeded.find_generators()
+
+
+_ITERATORS: weakref.WeakSet[Any] = weakref.WeakSet()  # of DataLoaders with workers
+
+
+def _own(iterator):
+    """One with workers belongs to this process: a child of a fork neither ends them nor takes the batches away."""
+    if hasattr(iterator, "_shutdown_workers"):
+        _ITERATORS.add(iterator)
+    return iterator
+
+
+def _leave_workers_alone():
+    for iterator in tuple(_ITERATORS):
+        iterator._shutdown = True  # as if they were ended already
+        iterator._next_data = _refuse_in_child
+
+
+def _refuse_in_child():
+    raise RuntimeError("This process is a child, made by a fork, of the one that trains: the batches are the parent's. End "
+                       "the child with os._exit(0) when its work is done.")
+
+
+if hasattr(os, "register_at_fork"):  # Windows cannot fork
+    os.register_at_fork(after_in_child=_leave_workers_alone)
 
 
 def _unchanged(batch):

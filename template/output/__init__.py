@@ -1,6 +1,8 @@
 """What a run leaves behind and says.
 
 - ``run_folder.py``: where do the files of a run go, and what would make it again?
+- ``run_lock.py``: who trains in the folder, and how is another one kept from writing there meanwhile?
+- ``forks.py``: what becomes of the run's objects in a child of a fork?
 - ``logger.py``: how does everything printed get into ``log.txt``?
 - ``event_writer.py``: how are TensorBoard events written?
 - ``console.py``: how long may a line on the console be?

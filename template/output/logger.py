@@ -8,6 +8,9 @@
 Only stdout is copied. What is drawn over a line with a carriage return (progress bars) stays out of the file, and so do
 warnings and tracebacks, which go to stderr; an exception that leaves the ``with`` block is written to the file. What else is
 asked of a stdout is passed on to the console: ``reconfigure``, or ``set_parent``, which tells that of a notebook its cell.
+
+The Loggers of trainers take turns: each file holds what was printed while its own trainer was at work, and after that until
+another one is. What a child of a fork prints (a worker) goes to the console alone.
 """
 
 from __future__ import annotations
@@ -19,11 +22,12 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from . import forks
 from .patient_file import PatientFile
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -39,6 +43,7 @@ class _Nowhere(io.TextIOBase):
 
 _NOWHERE = _Nowhere()
 _MISSING = object()
+_AT_WORK: Logger | None = None  # that of the trainer which works now, or did last
 
 
 class Logger:
@@ -57,10 +62,12 @@ class Logger:
         self._lock = threading.RLock()
         self._unfinished: dict[int, str] = {}  # thread: the line that it has not finished yet
         self._in_place = False  # it took stdout, or was given it, and did not give it back
+        self._sessions: list[int] = []  # the thread of each session of its trainer that is open
         self._outer: list[bool] = []  # for each open `with` block, whether it found this already at work
         self._bottom: Any = _bottom()  # the console below all Loggers, at the beginning
         self.console: Any = _stdout()  # the last one here: from now on other names are passed on to it
         atexit.register(self.restore)
+        forks.tell(self)
 
     # --- the file-like side: everything print(), tqdm and pdb ask of a stdout -----------------------------------
 
@@ -185,7 +192,54 @@ class Logger:
         shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
         if shell is not None:
             shell.events.register("post_execute", self._end_cell)  # once, however often
+        return self._take_turn()
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """While its trainer is at work. Afterwards what is printed still comes here, unless the trainer was at work in the
+        midst of another one, as in a callback."""
+        global _AT_WORK
+        before = _AT_WORK
+        self.install_for_cell()
+        self._sessions.append(threading.get_ident())
+        try:
+            yield
+        finally:
+            self._sessions.pop()
+            if before is not None and before is not self and before._sessions and not self._sessions:
+                self.restore()
+                before._take_turn()
+
+    @contextmanager
+    def lines(self) -> Iterator[None]:
+        """For some lines of its trainer, in the midst of whatever goes on."""
+        before, is_at_work = _AT_WORK, self.log is not None and self._is_in_chain()
+        self._take_turn()
+        try:
+            yield
+        finally:
+            if not is_at_work:
+                self.restore()
+            if before is not None and before is not self:
+                before._take_turn()
+
+    def _take_turn(self):
+        """``install`` in the place of another trainer's Logger; but one that works in another thread needs its place."""
+        global _AT_WORK
+        other, _AT_WORK = _AT_WORK, self
+        if other is not None and other is not self and other._sessions[-1:] in ([], [threading.get_ident()]):
+            other.restore()
+            _AT_WORK = self
         return self.install()
+
+    def forked(self) -> None:
+        """In a child of a fork: the file is the parent's, and a thread of it may have been in the midst of a line."""
+        self._lock = threading.RLock()
+        self._unfinished.clear()
+        self.filename = os.devnull
+        if self.log is not None:
+            self.log = self._opened()
+        atexit.unregister(self.restore)
 
     def _end_cell(self):
         sys.modules["IPython"].get_ipython().events.unregister("post_execute", self._end_cell)
@@ -205,6 +259,9 @@ class Logger:
 
         A Logger that another one was put on top of stays in the chain and passes text on to the console alone.
         """
+        global _AT_WORK
+        if _AT_WORK is self:
+            _AT_WORK = None
         with self._lock:
             if self.log is not None:
                 self._write_lines(list(self._unfinished.values()))

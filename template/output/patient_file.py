@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from . import forks
+
 
 class PatientFile:
     """An unbuffered file that is opened for appending when first needed: what was written is there after a kill.
@@ -30,6 +32,12 @@ class PatientFile:
         self._fails = False
         self._file: Any = None
         self._lock = threading.RLock()
+        self._is_in_child = False
+        forks.tell(self)
+
+    def forked(self):
+        """In a child of a fork: what waits is written by the parent, and what comes there is none of the run's."""
+        self._lock, self.waiting, self._is_in_child = threading.RLock(), b"", True
 
     def open(self):
         """Open it now, for those who want to hear of a bad path at once.
@@ -46,6 +54,9 @@ class PatientFile:
 
     def flush(self):
         with self._lock:
+            if self._is_in_child:
+                self.waiting = b""
+                return
             try:
                 self._make_sure_it_is_there()
                 while self.waiting:

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .run_lock import RunInUse
+
 ROOT = "./check_point"
 TENSORBOARD_ROOT = "./runs"
 _PLAIN = (int, float, str, bool, dict, type(None))
@@ -35,15 +37,18 @@ def time_stamp():
     return time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
-def prepare(path, run_name, overwrite=False):
+def prepare(path, run_name, overwrite=False, lock=None):
     """``(folder, run_name)`` of a run that begins: the folder is made, the name is free."""
-    folder = make_folder(path, overwrite)
+    folder = make_folder(path, overwrite, lock)
     return folder, run_name or free_run_name(Path(folder).resolve().name)
 
 
-def make_folder(path, overwrite=False):
+def make_folder(path, overwrite=False, lock=None):
     """Create ``path``. A time-stamped name that is taken gets a number, and so does any other where a run is already, unless
-    ``overwrite`` is set. Returns the path as a string.
+    ``overwrite`` is set; one that goes on is never overwritten. Returns the path as a string.
+
+    Args:
+        lock: the ``RunLock`` that claims the folder.
 
     Raises:
         OSError: it cannot be created or written to; the message names it.
@@ -51,13 +56,25 @@ def make_folder(path, overwrite=False):
     path = Path(path)
     if _TIME_STAMP.fullmatch(path.name):
         path = _new_folder(path)
+        _is_claimed(path, lock)
     else:
-        path = path if overwrite else next(folder for folder in _numbered(path) if not holds_run(folder))
-        path.mkdir(parents=True, exist_ok=True)
+        free = (folder for folder in _numbered(path) if overwrite and folder == path or not holds_run(folder))
+        path = next(folder for folder in free if _is_claimed(folder, lock))
         remove_leftovers(path)
     if not os.access(path, os.W_OK):
         raise PermissionError(f"ckpt_dir must be writable, and {path} is not. Choose another folder.")
     return str(path)
+
+
+def _is_claimed(folder, lock):
+    """Make the folder, and have ``lock`` claim it, unless a run that began just now has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if lock is not None:
+            lock.claim(folder, waits=False)
+    except RunInUse:
+        return False
+    return True
 
 
 def _new_folder(path) -> Any:
@@ -97,9 +114,9 @@ def free_run_name(name):
 
 
 def runs_beside(ckpt_dir):
-    """The time-stamped run folders next to ``ckpt_dir``, newest first."""
+    """The time-stamped run folders next to ``ckpt_dir``, the one that was started last first; see ``_start_of``."""
     folders = [path for path in Path(ckpt_dir).absolute().parent.glob("*") if _TIME_STAMP.fullmatch(path.name)]
-    return sorted(folders, reverse=True)
+    return sorted(folders, key=lambda path: (_start_of(path)["number"], path.name), reverse=True)
 
 
 def is_time_stamped(ckpt_dir):
@@ -112,21 +129,32 @@ def runs_like(asked, here):
     asked, here = Path(asked).absolute(), Path(here).absolute()
     if is_time_stamped(here):
         return [folder for folder in runs_beside(here) if folder != here]
-    numbered = []
+    numbered = [(_start_of(asked)["number"], 1, asked)]
     for path in asked.parent.glob(f"{glob.escape(asked.name)}_*"):
-        number = path.name.removeprefix(f"{asked.name}_")
-        if number.isdecimal() and _asked_for(path) == asked.name:  # else it is another run that somebody named so
-            numbered.append((int(number), path))
-    return [path for path in [*(path for _, path in sorted(numbered, reverse=True)), asked] if path != here]
+        number, start = path.name.removeprefix(f"{asked.name}_"), _start_of(path)
+        if number.isdecimal() and start["asked_for"] == asked.name:  # else it is another run that somebody named so
+            numbered.append((start["number"], int(number), path))
+    return [path for *_, path in sorted(numbered, reverse=True) if path != here]
 
 
-def _asked_for(folder):
-    """The name that the run in ``folder`` asked for."""
+def _start_of(folder):
+    """What ``config.json`` says of the last start of the run in ``folder``: the name that it asked for, and its number among
+    all starts of runs like it. That is the order in which they were started, which names and times of files are not where a
+    clock was set back. 0 where the run is from before there were numbers."""
     try:
-        starts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return starts[-1].get("asked_for")
-    except (OSError, ValueError, LookupError, AttributeError):
-        return None
+        start = json.loads((folder / "config.json").read_text(encoding="utf-8"))[-1]
+        return {"asked_for": start.get("asked_for"), "number": int(start.get("number") or 0)}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return {"asked_for": None, "number": 0}
+
+
+def note_on_names(folder, folders):
+    """What to say where ``folder``, which was started last of ``folders``, has not the latest name; else None."""
+    later = [path.name for path in folders if path.name > folder.name and holds_run(path)] if is_time_stamped(folder) else []
+    if later:
+        return (f"{folder.name} was started last. {max(later)} has a later name but was started before it: the clock was "
+                "set back, or the older run was continued.")
+    return None
 
 
 def as_dict(arg):
@@ -145,14 +173,22 @@ def announce(model):
     for name, value in model.run_options.items():
         print(f"  {name}: {value}")
     if not is_time_stamped(model.ckpt_dir) and Path(model.ckpt_dir) != Path(model.asked_dir):
-        print(f"  {model.asked_dir} holds a run already, which is kept: this one begins in {model.ckpt_dir}. "
-              "load_state('auto') continues the one that is there, and overwrite = True replaces it.")
+        how = "holds a run that goes on" if model.overwrite else "holds a run already, which is kept"
+        then = "" if model.overwrite else ", and overwrite = True replaces it"
+        print(f"  {model.asked_dir} {how}: this one begins in {model.ckpt_dir}. load_state('auto') continues the one that "
+              f"is there{then}.")
     if model.world.size > 1:
         print(f"  {_several(model)}")
     settings = {name: value for name in sorted(model.attribute_names - _NOT_SETTINGS)
                 if not name.startswith("_") and isinstance(value := getattr(model, name), _PLAIN)}
     with told_when_it_fails(Path(model.ckpt_dir) / "config.json"):
-        write_config(model.ckpt_dir, model.run_options, settings, Path(model.asked_dir).name)
+        write_config(model.ckpt_dir, model.run_options, settings, Path(model.asked_dir).name, _next_number(model))
+
+
+def _next_number(model):
+    """Of this start, see ``_start_of``."""
+    here = Path(model.ckpt_dir).absolute()
+    return 1 + max(_start_of(folder)["number"] for folder in [here, *runs_like(model.asked_dir, here)])
 
 
 def _several(model):
@@ -164,11 +200,12 @@ def _several(model):
     return f"{size} processes ({'fsdp' if model.is_sharded else 'ddp'}): {batches} per update; learning rates stay as set"
 
 
-def write_config(folder, options, settings, asked_for=None):
+def write_config(folder, options, settings, asked_for=None, number=1):
     """``config.json``: what reproduces the run. One more entry is added at each start of the same run."""
     start = {
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         "asked_for": asked_for,
+        "number": number,
         "command": sys.argv,
         "options": options,
         "settings": settings,

@@ -187,7 +187,7 @@ def join(device):
         store = _of_this_start(store, rank, size)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.PrefixStore("group", store),
                                 rank=rank, world_size=size, timeout=TIMEOUT)
-        atexit.register(_leave)
+        atexit.register(_leave, os.getpid())
         _prepare_output(rank)
     world = Ranks(store or _STORES.get("first"))
     _STORES.setdefault("first", store)
@@ -236,6 +236,6 @@ def _prepare_output(rank):
         sys.excepthook = in_one_line
 
 
-def _leave():
-    if dist.is_initialized():
+def _leave(process):
+    if dist.is_initialized() and os.getpid() == process:  # a child of a fork would take the connections from its parent
         dist.destroy_process_group()

@@ -18,6 +18,7 @@ from ..checkpoint import files, sharded, state
 from ..checkpoint.plain_data import bytes_of
 from ..checkpoint.saver import Saver
 from ..output import run_folder
+from ..output.run_lock import RunLock
 from ..update.guard import fetch_losses
 from ..update.schedule_free import averaged, averaged_to_continue
 
@@ -38,6 +39,7 @@ class Checkpoints:
     def __init__(self, trainer: TemplateModel):
         self.trainer = trainer
         self.saver = Saver()
+        self.lock = RunLock()   # of the run's folder; rank 0's
         self.saved_step = 0     # global_step of the newest save or load
         self._saved_at = 0.0    # seconds, on time.monotonic's clock
         self._epoch_file = None  # path that the newest save was to have as well
@@ -45,7 +47,8 @@ class Checkpoints:
         self._told_size = False  # what the files of all epochs will come to
         self._is_tidy = False  # what earlier processes left in the folder and nothing names is deleted
         self._is_wanted = False  # an evaluation in the middle of an epoch is to be kept
-        weakref.finalize(trainer, self.saver.release).atexit = False
+        for release in (self.saver.release, self.lock.release):
+            weakref.finalize(trainer, release).atexit = False
 
     def begin(self, replaces_run):
         """The run begins; ``save_per_seconds`` counts from now on.
@@ -66,6 +69,7 @@ class Checkpoints:
             beside: False when no training goes on meanwhile: written here and now.
         """
         trainer = self.trainer
+        self._require_place()
         fetch_losses(trainer)  # what is not finite is never saved
         for callback in trainer.hooks.callbacks:
             if hasattr(callback, "flush"):
@@ -97,12 +101,14 @@ class Checkpoints:
 
     def save_best(self):
         """Write the present weights, which were just scored, to ``best.pth``."""
+        self._require_place()
         path = self.trainer.path_of("best.pth")
         with averaged(self.trainer.optimizer_list):
             self._save(path, state.collect(self.trainer, optim=False), lambda saved: files.write(saved, path))
 
     def save_as_it_is(self, path):
         """Write a state that is not exact, here and now, to a file that ``load_state("auto")`` does not take."""
+        self._require_place()
         with averaged_to_continue(self.trainer.optimizer_list):
             files.write(state.collect(self.trainer), path)
 
@@ -130,7 +136,10 @@ class Checkpoints:
         self.saver.wait()
 
     def close(self):
-        """Wait, and try what failed once more."""
+        """Wait, and try what failed once more, unless somebody else writes in the folder now."""
+        if self.lock.is_refused:
+            self.saver.wait()
+            self.saver.forget()
         self.saver.close()
 
     def last_failed(self):
@@ -143,6 +152,10 @@ class Checkpoints:
 
     def has_failures(self):
         return bool(self.saver.failed)
+
+    def _require_place(self):
+        if self.trainer.is_main:
+            self.lock.require()
 
     def _write_parts(self, saved, folder):
         """Each rank its part of the weights, which ``saved`` then names; False when that failed, which was told."""

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.saver import SaveError
 from ..data.seeding import capture_rng, restore_rng
 from ..hooks import run_all
-from .signals import Interrupted, StopRequest, ending, is_interactive
+from ..output import forks
+from ..output.run_lock import RunInUse
+from .signals import Interrupted, Left, StopRequest, ending, is_interactive
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -43,15 +45,21 @@ class Lifetime:
         self.look_at_criterion = None  # function of (criterion, what it is given), on the first batches
         self.will_be_closed = False  # the loop is that of ``epochs()``, which waits for every file at its end
         self._is_closed = True       # on_exit was called since anything ran
+        self._is_in_child = False    # of a fork, which is not the run: nothing is saved or cleaned up there
         self._depth = 0              # of sessions: a callback may evaluate in the midst of an epoch
         self._whole = (0, 0)         # global_step and batches_done behind the last update that was finished
         self._cut_epoch: Any = None  # number of the epoch that was trained and then left before its evaluation
         self._left: Any = None       # generators, batches and the place in them, when a signal ended the training
+        forks.tell(self)
+
+    def forked(self):
+        self._is_in_child = True
 
     # --- epochs ---------------------------------------------------------------------------------------------------
 
     def begin_epoch(self):
         """Training begins or goes on: with the weights that are there, and what it makes of them counts."""
+        self._require_place()
         self._take_up()
         self.finish_epoch()
         self.leave_when_asked()
@@ -62,9 +70,16 @@ class Lifetime:
 
     def begin_evaluation(self):
         """Of the epoch that was trained last; one whose evaluation was cut short is over behind this one."""
-        if self._cut_epoch is not None and not self.only_looks:
+        if self.only_looks:
+            return
+        self._require_place()
+        if self._cut_epoch is not None:
             self._take_up()
             self.open_epoch, self._cut_epoch = self._cut_epoch, None
+
+    def _require_place(self):
+        """Nobody else writes in the folder: before anything is computed that could not be kept."""
+        self.trainer.world.from_main(self.checkpoints.lock.require)
 
     def after_update(self):
         """Between two updates: here the training may be left."""
@@ -212,58 +227,72 @@ class Lifetime:
     @contextmanager
     def session(self):
         """Around whatever trains or evaluates. After an error everything is closed, and the traceback stands in the log."""
-        trainer = self.trainer
-        trainer.stdout_logger.install_for_cell()
-        self.stop_request.install()
+        trainer, lock = self.trainer, self.checkpoints.lock
         self._is_closed = False
         self._depth += 1
-        try:
-            yield
-            if self._depth == 1 and is_interactive():
-                self.leave_when_asked()  # not in another cell, later
-        except (SystemExit, Interrupted):
-            self.close()
-            raise
-        except BaseException as error:
-            trainer.stdout_logger.write_traceback(error)
-            trainer.world.fail(error)
-            self._save_after(error)
-            self._set_epoch_aside()  # it was saved, or is no state to save
+        with trainer.stdout_logger.session():
+            self.stop_request.install()
+            lock.is_busy = True
             try:
+                yield
+                if self._depth == 1 and is_interactive():
+                    self.leave_when_asked()  # not in another cell, later
+            except (Left, Interrupted):
                 self.close()
-            except Exception as failure:
-                print(f"While closing after that error: {type(failure).__name__}: {failure}")
-            if trainer.world.is_lost(error):
-                self._end_with_the_others(error)
-            if isinstance(error, KeyboardInterrupt):
-                self._tell_what_is_lost()
-            if isinstance(error, KeyboardInterrupt) or is_interactive():
-                self.stop_request.drop_interrupt()
-            raise
-        finally:
-            self._depth -= 1
-            if self._depth == 0 and is_interactive():
-                self.stop_request.restore()  # between two cells Ctrl-C is no request to this trainer
+                raise
+            except BaseException as error:
+                if not self._is_in_child:
+                    self._end_after(error)
+                raise
+            finally:
+                self._depth -= 1
+                lock.is_busy = self._depth > 0
+                if self._depth == 0 and is_interactive():
+                    self.stop_request.restore()  # between two cells Ctrl-C is no request to this trainer
+
+    def _end_after(self, error):
+        trainer = self.trainer
+        trainer.stdout_logger.write_traceback(error)
+        trainer.world.fail(error)
+        self._save_after(error)
+        self._set_epoch_aside()  # it was saved, or is no state to save
+        try:
+            self.close()
+        except Exception as failure:
+            print(f"While closing after that error: {type(failure).__name__}: {failure}")
+        if trainer.world.is_lost(error):
+            self._end_with_the_others(error)
+        if self.stop_request.came_twice and isinstance(error, KeyboardInterrupt):
+            self._tell_what_is_lost()
+        if isinstance(error, KeyboardInterrupt) or is_interactive():
+            self.stop_request.drop_interrupt()
 
     def _save_after(self, error):
-        """Somebody's code raised: nothing of the training until then is lost. What is not exact is written to a file that
-        ``load_state("auto")`` does not take. Among several processes nothing is: the others are somewhere else."""
+        """Somebody's code raised, also to end the process: nothing of the training until then is lost. What is not exact is
+        written to a file that ``load_state("auto")`` does not take. Among several processes nothing is: the others are
+        somewhere else."""
         trainer = self.trainer
-        is_own = isinstance(error, (FloatingPointError, SaveError)) or not isinstance(error, Exception)
-        if is_own or trainer.global_step == self.checkpoints.saved_step or trainer.world.size > 1:
+        is_own = isinstance(error, (FloatingPointError, SaveError, RunInUse)) or self.stop_request.came_twice
+        if is_own or self.only_looks or trainer.global_step == self.checkpoints.saved_step:
+            return
+        what = _in_words(error)
+        if trainer.world.size > 1:
+            if not isinstance(error, Exception):
+                print(f"Not saved after {what}, because the other processes are somewhere else. The newest save is of "
+                      f"update {self.checkpoints.saved_step}.")
             return
         try:
             if self._is_exact():
                 self.checkpoints.save_last(beside=False)
                 if not self.checkpoints.has_failures():
-                    print(f"Saved after the error, at {self.where()}. load_state('auto') continues there.")
+                    print(f"Saved after {what}, at {self.where()}. load_state('auto') continues there.")
             else:
                 path = trainer.path_of("crashed.pth")
                 self.checkpoints.save_as_it_is(path)
-                print(f"Saved as the error left it, behind {self.where()}: {path}. To go on from there load it by name; "
+                print(f"Saved as {what} left it, behind {self.where()}: {path}. To go on from there load it by name; "
                       "load_state('auto') goes on exactly, from the save before it.")
         except Exception as failure:  # a GPU that is gone, a full disk: the first error is the one to show
-            print(f"The state after the error could not be saved: {type(failure).__name__}: {failure}")
+            print(f"The state after {what} could not be saved: {type(failure).__name__}: {failure}")
 
     def _tell_what_is_lost(self):
         """After a Ctrl-C that waited for nothing."""
@@ -288,7 +317,7 @@ class Lifetime:
         """In one line: the traceback to read is that of the rank that failed."""
         world = self.trainer.world
         os.write(sys.__stderr__.fileno(), f"rank {world.rank} ends, because {world.reason_of_loss(error)}\n".encode())
-        raise SystemExit(1) from None
+        raise Left(1) from None
 
     # --- the end --------------------------------------------------------------------------------------------------
 
@@ -296,9 +325,10 @@ class Lifetime:
         """Save an epoch that was not evaluated, try once more what could not be saved, run the callbacks' clean-up, give
         stdout back. Safe to call twice; a later session opens everything again."""
         trainer, self.will_be_closed = self.trainer, False
-        if self._is_closed:
+        if self._is_closed or self._is_in_child:
             if trainer.stdout_logger is not None:
                 trainer.stdout_logger.restore()
+            self.checkpoints.lock.release()
             return
         self._is_closed = True
         try:
@@ -312,11 +342,14 @@ class Lifetime:
             finally:
                 self.stop_request.restore()
                 trainer.stdout_logger.restore()
+                self.checkpoints.lock.release()
 
     def _save_what_is_left(self):
         if self.open_epoch is not None and self.trainer.eval_loader is not None:
             self.checkpoints.save_last(beside=False)  # all its batches are done: continuing goes on with its evaluation
             self._set_epoch_aside()
+            if not self.checkpoints.has_failures():
+                print(f"Saved at {self.where()}, which was not evaluated. load_state('auto') continues with its evaluation.")
         self.finish_epoch(beside=False)
         self.checkpoints.close()
         if self.checkpoints.last_failed() and self._is_exact() and self.trainer.world.size == 1:
@@ -339,8 +372,14 @@ class Lifetime:
         if self.trainer.stdout_logger is None:
             print("\n".join(lines))
             return
-        with self.trainer.stdout_logger:
+        with self.trainer.stdout_logger.lines():
             print("\n".join(lines))
+
+
+def _in_words(error):
+    if isinstance(error, SystemExit):
+        return f"sys.exit({'' if error.code is None else repr(error.code)})"
+    return "the KeyboardInterrupt" if isinstance(error, KeyboardInterrupt) else "the error"
 
 
 class _AskedToLeave(Exception):

@@ -113,6 +113,8 @@ def load_state(trainer: TemplateModel, fname: str | Path, optim: bool = True, lr
             files.continue_in(trainer, path.parent, saved)
         ckpt_dir, run_name = trainer.world.share((trainer.ckpt_dir, trainer.run_name))
         vars(trainer).update(ckpt_dir=ckpt_dir, run_name=run_name)
+    elif optim and trainer.is_main:
+        trainer.checkpoints.lock.claim_or_tell(trainer.path_of("."))
     if optim:  # what callbacks wrote beside the checkpoint belongs to it
         takers = [callback for callback in trainer.hooks.callbacks if hasattr(callback, "take_files")]
         notes += [note for callback in takers for note in callback.take_files(trainer, path.parent)]

@@ -128,11 +128,12 @@ def _open_run(trainer, log_name, clean_log, arg, use_tb):
     trainer.started_in = os.getcwd()
     trainer.asked_dir = str(trainer.ckpt_dir)
     trainer.ckpt_dir, trainer.run_name = world.from_main(
-        lambda: run_folder.prepare(trainer.asked_dir, trainer.run_name, trainer.overwrite))
+        lambda: run_folder.prepare(trainer.asked_dir, trainer.run_name, trainer.overwrite, trainer.checkpoints.lock))
     trainer.stdout_logger = Logger(trainer.path_of(log_name) if world.is_main else os.devnull)
     if clean_log and world.is_main:
         trainer.stdout_logger.clean()
     trainer.stdout_logger.install_for_cell()
+    weakref.finalize(trainer, trainer.stdout_logger.restore).atexit = False
     atexit.register(_close_if_alive, weakref.ref(trainer))
     if not (use_tb and world.is_main):
         trainer.writer = None

@@ -34,11 +34,16 @@ class Interrupted(KeyboardInterrupt):
         return ["KeyboardInterrupt"]
 
 
+class Left(SystemExit):
+    """The process ends as it was asked to: what is to be saved and said was."""
+
+
 class StopRequest:
     """Which signal asked training to stop. Handlers are installed in the main thread only: Python allows no other."""
 
     def __init__(self):
         self.world = Alone()
+        self.came_twice = False  # a second Ctrl-C: it waits for nothing
         self._process = None
         self._before = {}
 
@@ -60,7 +65,7 @@ class StopRequest:
 
     def install(self):
         if not self._before and threading.current_thread() is threading.main_thread():
-            self._process = os.getpid()
+            self._process, self.came_twice = os.getpid(), False
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
@@ -79,6 +84,7 @@ class StopRequest:
             return
         if self.world.wish is not None and number == signal.SIGINT and self.world.size == 1:  # torchrun repeats it
             self.restore()
+            self.came_twice = True
             raise KeyboardInterrupt
         self.world.wish = number
         how = "; again: leaves at once" if number == signal.SIGINT and self.world.size == 1 else ""
@@ -99,4 +105,4 @@ def ending(number):
     if is_interactive():  # where SystemExit ends nothing: the signal goes to whom it would have gone to without us
         sys.stdout.flush()
         signal.raise_signal(number)
-    return SystemExit(128 + number)
+    return Left(128 + number)

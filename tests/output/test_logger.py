@@ -8,11 +8,13 @@ import shutil
 import sys
 import threading
 import types
+from pathlib import Path
 
 import pytest
 from full_disk import FullDisk
-from tiny import ROOT, run_python
+from tiny import ROOT, run_python, tiny_trainer
 
+from template import Callback
 from template.output.logger import Logger
 
 HERE = {"PYTHONPATH": str(ROOT)}
@@ -263,6 +265,7 @@ def test_a_bar_of_many_updates_does_not_pile_up_in_memory():
 BARS = """
 import sys, time
 from tqdm import tqdm
+from template import Callback
 from template.output.logger import Logger
 stream = getattr(sys, "{stream}")
 with Logger("log.txt"):
@@ -338,6 +341,63 @@ def test_nested_loggers_each_have_their_lines():
     assert sys.stdout is console
     assert text("outer.txt") == console.getvalue() == "a\nb\nc\n"
     assert text("inner.txt") == "b\n"
+
+
+def said_in(folder):
+    """The lines of its epochs and those of the test."""
+    return [" ".join(line.split()[:3]) for line in Path(folder, "log.txt").read_text().splitlines()
+            if line.startswith(("epoch", "mine"))]
+
+
+def of_epochs(*numbers):
+    return [f"epoch {number} {part}" for number in numbers for part in ("train", "eval")]
+
+
+def test_each_log_holds_the_lines_of_its_own_trainer_one_after_another_and_in_turns():
+    trainers = []
+    for fold in range(3):
+        trainers.append(tiny_trainer(ckpt_dir=f"fold{fold}"))
+        trainers[fold].train_loop(), trainers[fold].eval()
+        print("mine", fold)  # nobody else has trained since
+    for trainer in trainers:
+        trainer.train_loop(), trainer.eval()
+    for fold in range(3):
+        assert said_in(f"fold{fold}") == [*of_epochs(1), f"mine {fold}", *of_epochs(2)]
+    assert [trainer.stdout_logger.log is not None for trainer in trainers] == [False, False, True], "open files"
+    trainers[0].print_best_metrics()
+    assert "Best metrics" in Path("fold0/log.txt").read_text() and "Best metrics" not in Path("fold2/log.txt").read_text()
+    print("mine too")
+    assert said_in("fold2")[-1] == "mine too"
+
+
+def test_a_trainer_at_work_within_another_one_takes_the_lines_for_as_long_as_it_works():
+    class Teach(Callback):
+        def on_train_end(self, model, result):
+            teacher = tiny_trainer(ckpt_dir="teacher")
+            teacher.train_loop(), teacher.eval()
+            print("mine of both is", "the student's")
+
+    trainer = tiny_trainer(ckpt_dir="student", callbacks=[Teach()])
+    trainer.train_loop(), trainer.eval()
+    assert said_in("teacher") == of_epochs(1)
+    assert said_in("student") == ["mine of both", *of_epochs(1)]
+
+
+def test_trainers_in_two_threads_lose_no_line():
+    barrier = threading.Barrier(2)
+
+    class Meet(Callback):
+        def on_train_start(self, model):
+            barrier.wait()
+
+    trainers = [tiny_trainer(ckpt_dir=f"run{number}", callbacks=[Meet()]) for number in range(2)]
+    threads = [threading.Thread(target=trainer.fit, args=(2,)) for trainer in trainers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    both = said_in("run0") + said_in("run1")
+    assert all(both.count(line) >= 2 for line in of_epochs(1, 2))
 
 
 def test_loggers_that_end_in_the_wrong_order_still_give_stdout_back():
@@ -545,6 +605,7 @@ def test_stdout_is_given_back_at_the_interpreters_exit(tmp_path):
 import atexit, sys
 console = sys.stdout
 atexit.register(lambda: print("is back:", sys.stdout is console))   # runs after what is registered later
+from template import Callback
 from template.output.logger import Logger
 sys.stdout = Logger("log.txt")
 print("hello")
@@ -560,6 +621,7 @@ print("unfinished", end="")
 def test_a_deleted_folder_and_a_closed_console_are_no_errors_at_the_interpreters_exit(unfinished, tmp_path):
     script = f"""
 import io, os, shutil, sys
+from template import Callback
 from template.output.logger import Logger
 os.mkdir("run")
 console = sys.stdout = io.StringIO()       # as a test runner or a notebook captures it, and closes it before the exit
@@ -579,6 +641,7 @@ console.close()
 
 def test_input_and_the_debugger_talk_through_it(tmp_path):
     script = """
+from template import Callback
 from template.output.logger import Logger
 with Logger("log.txt"):
     name = input("name? ")

@@ -85,6 +85,37 @@ def test_runs_beside_are_the_time_stamped_ones_newest_first():
     assert found == ["2025-01-01_00-00-00", STAMP, "2023-01-01_00-00-00"]
 
 
+def test_auto_takes_the_run_that_was_started_last_also_when_the_clock_was_set_back(capsys, monkeypatch):
+    for stamp in ("2030-01-01_00-00-00", "2031-01-01_00-00-00", "2029-01-01_00-00-00"):  # set back before the third
+        trainer = tiny_trainer(ckpt_dir=f"check_point/{stamp}")
+        trainer.fit(1)
+    trainer = tiny_trainer(ckpt_dir="check_point/2028-01-01_00-00-00")
+    assert Path(trainer.load_state("auto")).parent.name == "2029-01-01_00-00-00"
+    assert "2029-01-01_00-00-00 was started last. 2031-01-01_00-00-00 has a later name" in capsys.readouterr().out
+    older = tiny_trainer(ckpt_dir="check_point/2032-01-01_00-00-00")  # and one that was continued is the newest from then on
+    older.load_state("check_point/2030-01-01_00-00-00/last.pth")
+    older.fit(2)
+    found = [path.name for path in run_folder.runs_beside("check_point/whatever")]
+    assert found == [f"20{year}-01-01_00-00-00" for year in (30, 29, 31)]
+
+
+def test_of_runs_of_one_name_auto_takes_the_one_that_was_started_last():
+    for _ in range(3):
+        tiny_trainer(ckpt_dir="run").fit(1)
+    assert Path(tiny_trainer(ckpt_dir="run").load_state("auto")).parent.name == "run_3"
+    tiny_trainer(ckpt_dir="run").load_state("run/last.pth")  # continues the first one
+    assert Path(tiny_trainer(ckpt_dir="run").load_state("auto")).parent.name == "run"
+
+
+def test_runs_from_before_starts_had_numbers_are_older_and_in_the_order_of_their_names():
+    for name in ("2024-01-01_00-00-00", "2025-01-01_00-00-00"):
+        os.makedirs(f"check_point/{name}")
+        Path(f"check_point/{name}/config.json").write_text('[{"started": "x"}]')
+    tiny_trainer(ckpt_dir="check_point/2023-01-01_00-00-00").fit(1)
+    found = [path.name for path in run_folder.runs_beside("check_point/whatever")]
+    assert found == [f"202{year}-01-01_00-00-00" for year in (3, 5, 4)]
+
+
 def test_a_run_name_that_tensorboard_already_shows_gets_a_time_stamp():
     first = tiny_trainer(use_tb=True, ckpt_dir="a/mine")
     first.fit(1)
@@ -111,7 +142,8 @@ def test_what_killed_processes_left_is_removed_when_the_run_is_taken_up_and_what
         path.write_bytes(b"half a file")
         os.utime(path, (time.time() - 60 * minutes,) * 2)
     tiny_trainer(ckpt_dir="run").load_state("auto")
-    assert sorted(os.listdir("run")) == sorted([*kept, ".best.pth.4.tmp", ".last.pth.5.tmp", ".mine", "results.tmp"])
+    assert sorted(os.listdir("run")) == sorted(
+        [*kept, ".best.pth.4.tmp", ".last.pth.5.tmp", ".lock", ".mine", "results.tmp"])
 
 
 def test_a_left_over_file_that_is_gone_before_it_is_looked_at_is_no_error():
@@ -204,7 +236,7 @@ def test_a_start_that_cannot_write_the_file_says_so_and_spoils_nothing(monkeypat
         patch.setattr(os, "replace", fail)
         tiny_trainer(ckpt_dir="run")
     assert "run/config.json could not be written: No space left on device" in capsys.readouterr().out
-    assert config("run") == before and not list(Path("run").glob(".*"))
+    assert config("run") == before and not list(Path("run").glob(".*.tmp"))
     tiny_trainer(ckpt_dir="run")
     assert len(config("run")) == 2
 

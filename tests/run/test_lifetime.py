@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from odd_loaders import Stateful
-from tiny import tiny_model, tiny_trainer, weights
+from tiny import PATH, run_python, tiny_model, tiny_trainer, weights
 
 from template import Callback
 from template.run.signals import is_interactive
@@ -80,6 +80,16 @@ def assert_same_end(trainer, whole):
     files = [torch.load(run.path_of("last.pth")) for run in (trainer, whole)]
     assert all(torch.equal(files[0]["model0"][name], value) for name, value in files[1]["model0"].items())
     assert [saved["epochs_done"] for saved in files] == [EPOCHS, EPOCHS]
+
+
+def interrupt_at_once(model):
+    """A second Ctrl-C."""
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def leave(model):
+    sys.exit("enough")
 
 
 @pytest.fixture(autouse=True)
@@ -257,7 +267,7 @@ def test_after_an_error_behind_unscaled_gradients_the_loss_scaler_goes_on():
 
 
 def test_an_interrupt_at_once_says_what_is_not_on_the_disk(capsys):
-    trainer = trainer_in("run", [At("on_batch", 3, interrupt)])
+    trainer = trainer_in("run", [At("on_batch", 3, interrupt_at_once)])
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(EPOCHS)
     told = capsys.readouterr().out.splitlines()[-1]
@@ -266,13 +276,71 @@ def test_an_interrupt_at_once_says_what_is_not_on_the_disk(capsys):
 
 
 def test_an_interrupt_at_once_of_what_only_looks_says_that_the_training_is_saved(capsys):
-    trainer = trainer_in("run", [At("on_after_step", 2, kill(signal.SIGTERM)), At("on_eval_batch", 2, interrupt)])
+    trainer = trainer_in("run", [At("on_after_step", 2, kill(signal.SIGTERM)), At("on_eval_batch", 2, interrupt_at_once)])
     with pytest.raises(SystemExit):
         trainer.fit(EPOCHS)
     with pytest.raises(KeyboardInterrupt):
         trainer.test()
     assert capsys.readouterr().out.splitlines()[-1] == (
         "Interrupted at once, at epoch 1, update 2, which is saved. This trainer goes on from here.")
+
+
+# --- the user's own code ends the process -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action, words", [(leave, "sys.exit('enough')"), (interrupt, "the KeyboardInterrupt")])
+def test_what_is_evaluated_when_the_user_s_code_leaves_is_saved_and_said_and_goes_on_to_the_same_bits(action, words, capsys):
+    whole = whole_run()
+    trainer = trainer_in("run", [At("on_eval_batch", 5, action)])
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        trainer.fit(EPOCHS)
+    told = f"Saved after {words}, at epoch 2, update 6. load_state('auto') continues there."
+    assert capsys.readouterr().out.splitlines()[-1] == told and told in Path("run/log.txt").read_text()
+    assert torch.load("run/last.pth")["global_step"] == 6
+    again = trainer_in("run")
+    again.load_state("auto")
+    again.fit(EPOCHS)
+    assert_same_end(again, whole)
+    assert again.ckpt_dir == "run"
+
+
+@pytest.mark.parametrize("action, words", [(leave, "sys.exit('enough')"), (interrupt, "the KeyboardInterrupt")])
+@pytest.mark.parametrize("moment", ["on_batch", "on_before_step"])
+def test_what_the_user_s_code_leaves_within_an_update_is_saved_beside_the_exact_state(moment, action, words, capsys):
+    trainer = trainer_in("run", [At(moment, 5 if moment == "on_before_step" else 10, action)])
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        trainer.fit(EPOCHS)
+    assert f"Saved as {words} left it, behind epoch 2, update 4" in capsys.readouterr().out
+    steps = [torch.load(f"run/{name}.pth")["global_step"] for name in ("last", "crashed")]
+    assert steps == [3, 4]
+
+
+def test_a_plain_loop_that_is_left_between_training_and_evaluation_saves_at_the_exit_and_says_so(tmp_path):
+    code = """
+import sys
+from tiny import tiny_trainer
+trainer = tiny_trainer(ckpt_dir="run")
+for _ in range(3):
+    trainer.train_loop()
+    if trainer.epoch == 2:
+        sys.exit(7)
+    trainer.eval()
+"""
+    done = run_python("-c", code, cwd=tmp_path, env={"PYTHONPATH": PATH}, check=False)
+    told = "Saved at epoch 2, update 12, which was not evaluated. load_state('auto') continues with its evaluation."
+    assert done.returncode == 7 and told in done.stdout and told in (tmp_path / "run/log.txt").read_text()
+    assert torch.load(tmp_path / "run/last.pth")["global_step"] == 12
+
+
+def test_an_error_while_the_best_weights_are_looked_at_saves_nothing():
+    trainer = trainer_in("run", [At("on_eval_batch", 8, leave)])
+    trainer.fit(2)
+    before = Path("run/last.pth").read_bytes()
+    trainer.use_best()
+    trainer.global_step += 1
+    with pytest.raises(SystemExit):
+        trainer.test()
+    assert Path("run/last.pth").read_bytes() == before
 
 
 # --- who is asked -----------------------------------------------------------------------------------------------------
