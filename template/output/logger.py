@@ -63,6 +63,7 @@ class Logger:
         self._unfinished: dict[int, str] = {}  # thread: the line that it has not finished yet
         self._in_place = False  # it took stdout, or was given it, and did not give it back
         self._sessions: list[int] = []  # the thread of each session of its trainer that is open
+        self._over: Logger | None = None  # that of a trainer in whose midst this one is at work
         self._outer: list[bool] = []  # for each open `with` block, whether it found this already at work
         self._bottom: Any = _bottom()  # the console below all Loggers, at the beginning
         self.console: Any = _stdout()  # the last one here: from now on other names are passed on to it
@@ -198,17 +199,17 @@ class Logger:
     def session(self) -> Iterator[None]:
         """While its trainer is at work. Afterwards what is printed still comes here, unless the trainer was at work in the
         midst of another one, as in a callback."""
-        global _AT_WORK
-        before = _AT_WORK
         self.install_for_cell()
         self._sessions.append(threading.get_ident())
         try:
             yield
         finally:
             self._sessions.pop()
-            if before is not None and before is not self and before._sessions and not self._sessions:
-                self.restore()
-                before._take_turn()
+            if not self._sessions and self._over is not None:
+                before, self._over = self._over, None
+                if before._sessions:
+                    self.restore()
+                    before._take_turn()
 
     @contextmanager
     def lines(self) -> Iterator[None]:
@@ -228,6 +229,7 @@ class Logger:
         global _AT_WORK
         other, _AT_WORK = _AT_WORK, self
         if other is not None and other is not self and other._sessions[-1:] in ([], [threading.get_ident()]):
+            self._over = other if other._sessions else None
             other.restore()
             _AT_WORK = self
         return self.install()

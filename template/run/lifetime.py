@@ -241,7 +241,8 @@ class Lifetime:
                 self.close()
                 raise
             except BaseException as error:
-                if not self._is_in_child:
+                was_left = isinstance(error, SystemExit) and self._is_closed  # in a session within this one
+                if not self._is_in_child and not was_left:
                     self._end_after(error)
                 raise
             finally:
@@ -317,7 +318,7 @@ class Lifetime:
         """In one line: the traceback to read is that of the rank that failed."""
         world = self.trainer.world
         os.write(sys.__stderr__.fileno(), f"rank {world.rank} ends, because {world.reason_of_loss(error)}\n".encode())
-        raise Left(1) from None
+        raise SystemExit(1) from None
 
     # --- the end --------------------------------------------------------------------------------------------------
 
