@@ -324,7 +324,7 @@ class TemplateModel:
                   f"{' and the run was stopped early' if self.should_stop else ''}.")
         self.lifetime.will_be_closed = True
         try:
-            while self.epochs_done < total and not self.should_stop:
+            while self.lifetime.has_more(total):
                 before = self.epochs_done
                 yield before + 1
                 self.lifetime.finish_epoch()
@@ -456,9 +456,9 @@ class TemplateModel:
         checks.require_init(self)
         checks.require_eval_loader(self)
         lifetime = self.lifetime
+        lifetime.begin_evaluation()
         if self.should_stop and lifetime.evaluated_epoch == self.epoch:
             return self.eval_result[self.key_metric]  # a plain loop that goes on after the stop
-        lifetime.begin_evaluation()
         with lifetime.session(), lifetime.undone_when_cut_short():
             with self.evaluator.events():
                 result = self.eval_result = self.evaluator.score(self.hooks.on_eval_batch)
@@ -489,7 +489,7 @@ class TemplateModel:
         checks.require_init(self)
         if loader is None and self.test_loader is None:
             checks.require_eval_loader(self)
-        with self.lifetime.session(), self.lifetime.undone_when_cut_short(), self.evaluator.events():
+        with self.lifetime.session("test()"), self.lifetime.undone_when_cut_short(), self.evaluator.events():
             return self.evaluator.score_test(self.hooks.on_eval_batch, loader)
 
     def _overrides(self, name):

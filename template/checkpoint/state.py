@@ -20,13 +20,16 @@ FORMAT = 1
 _PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")  # left by DataParallel / DDP and by torch.compile
 
 
-def collect(model, optim=True, divided=False):
+def collect(model, optim=True, divided=False, world=None):
     """The state of a ``TemplateModel`` as plain data. On every rank: what each of them has of its own is brought together.
 
     Args:
         optim: False leaves what only continuing needs.
         divided: without weights and optimizers, of which ``sharded.write`` has each rank write its part.
+        world: the ranks that take part; None: all, ``ALONE``: this one, whose losses since the last log point and whose
+            random numbers are then the only ones.
     """
+    world = model.world if world is None else world
     state = _weights_and_optimizers(model, optim, divided)
     state |= {
         "format": FORMAT,
@@ -45,13 +48,13 @@ def collect(model, optim=True, divided=False):
             "batch": model.batches_done,
             "position": model.train_batches.position(_epoch_of(model), model.batches_done),
             "should_stop": model.should_stop,
-            "losses": model.running_losses.state_dict(),
+            "losses": model.running_losses.state_dict(world),
             "schedule": model.lr_schedule.state_dict(),
             "stepper": model.stepper.state_dict(),
             "loader": model.train_batches.state_dict(),
             "callbacks": {name: callback.state_dict() for name, callback in _with_state(model.hooks.callbacks)},
         }
-        state["rng"], *others = model.world.gather(capture_rng())
+        state["rng"], *others = world.gather(capture_rng())
         state |= {"rng_of_other_ranks": others} if others else {}
     return state
 

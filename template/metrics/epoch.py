@@ -39,12 +39,17 @@ class RunningLosses:
     def fetch(self):
         """The window so far: ``[({name: float}, num_samples), …]``, an entry per batch of any rank, in the order of data."""
         pending, self.pending = self.pending, []
-        fetched = iter(to_floats([value for losses, _ in pending for value in losses.values()]))
-        new = [(dict(zip(losses, fetched)), num_samples) for losses, num_samples in pending]
+        new = self._on_host(pending)
         if self.world.size > 1:
             new = [entry for batches in zip(*self.world.gather(new)) for entry in batches]
         self.recent += new
         return self.recent
+
+    @staticmethod
+    def _on_host(pending):
+        """In one copy."""
+        fetched = iter(to_floats([value for losses, _ in pending for value in losses.values()]))
+        return [(dict(zip(losses, fetched)), num_samples) for losses, num_samples in pending]
 
     def window(self):
         """Means over the window's samples by name; the next window begins."""
@@ -77,9 +82,13 @@ class RunningLosses:
         self.recent = []
         self.totals = {}
 
-    def state_dict(self):
-        self.fetch()
-        return {"recent": [[dict(losses), num_samples] for losses, num_samples in self.recent],
+    def state_dict(self, world=None):
+        """Args:
+            world: the ranks whose losses it shall hold; None: all.
+        """
+        is_of_all = world is None or world.size == self.world.size
+        recent = self.fetch() if is_of_all else [*self.recent, *self._on_host(self.pending)]
+        return {"recent": [[dict(losses), num_samples] for losses, num_samples in recent],
                 "totals": {name: list(pair) for name, pair in self.totals.items()}}
 
     def load_state_dict(self, state):

@@ -70,6 +70,7 @@ class Averaged:
         Args:
             is_even: the ranks have batches of one length.
         """
+        self.world.begin_update()
         if is_even and not self.has_own_count:
             return count
         total = torch.full((), float(count), device=self.device)

@@ -59,6 +59,7 @@ class Lifetime:
 
     def begin_epoch(self):
         """Training begins or goes on: with the weights that are there, and what it makes of them counts."""
+        self._agree("train_loop()")
         self._require_place()
         self._take_up()
         self.finish_epoch()
@@ -70,6 +71,7 @@ class Lifetime:
 
     def begin_evaluation(self):
         """Of the epoch that was trained last; one whose evaluation was cut short is over behind this one."""
+        self._agree("eval()")
         if self.only_looks:
             return
         self._require_place()
@@ -100,6 +102,15 @@ class Lifetime:
             if step == trainer.global_step:  # else it is the callbacks behind the update that were cut short
                 trainer.running_losses.forget(trainer.batches_done - batches_done)
                 trainer.batches_done = batches_done
+
+    def has_more(self, total):
+        """Whether ``epochs(total)`` goes on: the one place where all ranks look at ``should_stop``, wherever it was set."""
+        self._agree(f"epochs({total})")
+        return self.trainer.epochs_done < total and not self.trainer.should_stop
+
+    def _agree(self, call):
+        """All ranks begin ``call``, and stop when one of them wants to."""
+        self.trainer.should_stop = self.trainer.world.begin(call, self.trainer.should_stop)
 
     def at_next_epoch(self, name, change):
         """Call ``change()`` before the next epoch, or now where none is under way. A later one by the same name counts."""
@@ -225,8 +236,12 @@ class Lifetime:
     # --- a session: the time in which stdout goes to the log and signals to the loop --------------------------------
 
     @contextmanager
-    def session(self):
-        """Around whatever trains or evaluates. After an error everything is closed, and the traceback stands in the log."""
+    def session(self, call=None):
+        """Around whatever trains or evaluates. After an error everything is closed, and the traceback stands in the log.
+
+        Args:
+            call: name of what every rank has to call now, where that was not looked at before.
+        """
         trainer, lock = self.trainer, self.checkpoints.lock
         self._is_closed = False
         self._depth += 1
@@ -234,6 +249,8 @@ class Lifetime:
             self.stop_request.install()
             lock.is_busy = True
             try:
+                if call is not None:
+                    trainer.world.begin(call)
                 yield
                 if self._depth == 1 and is_interactive():
                     self.leave_when_asked()  # not in another cell, later
@@ -332,8 +349,11 @@ class Lifetime:
             self.checkpoints.lock.release()
             return
         self._is_closed = True
+        if trainer.world.is_broken:
+            self.open_epoch = None  # to count and save it would take all ranks
         try:
             self._save_what_is_left()
+            trainer.world.end_of_training()
         except Exception as error:  # Python drops what is raised at its exit, and in a generator nobody goes on with
             self.checkpoints.note_failure(error)
             raise

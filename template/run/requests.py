@@ -25,6 +25,7 @@ from ..metrics.modes import eval_mode
 from ..output import run_folder
 from ..output.event_writer import make_writer
 from ..output.summary import print_summary
+from ..parallel.ranks import ALONE
 from ..update.lr_scheduler import set_rate
 from ..update.schedule_free import averaged, averaged_to_continue, loading
 from . import checks
@@ -47,7 +48,11 @@ def predict(trainer: TemplateModel, loader: Iterable[Any]) -> torch.Tensor:
     Args:
         loader: batches ``x``, ``(x,)`` or ``(x, …, y)``, whose label is left off, or dicts, which go in whole. A tensor
             counts as one batch.
+
+    One rank may call it alone, except under fsdp.
     """
+    if trainer.is_sharded:
+        trainer.world.begin("predict()")
     device = torch.device(trainer.device)
     dtype = parameter_dtype(trainer.model_list)
     autocast = trainer.autocast if trainer.stepper is not None else nullcontext
@@ -65,13 +70,28 @@ def path_of(trainer: TemplateModel, name: str | Path) -> Path:
 
 
 def save_state(trainer: TemplateModel, fname: str | Path, optim: bool = True) -> None:
-    """Write models, counters and best values to ``fname``; ``optim`` adds all that continuing needs."""
+    """Write models, counters and best values to ``fname``; ``optim`` adds all that continuing needs.
+
+    Among several processes rank 0 writes, whether the others call it too or not; they do not wait for the file, and draw new
+    random numbers when the run continues from it. Under fsdp every rank has to call it.
+    """
     checks.require_init(trainer)
     trainer.checkpoints.wait()
-    with (averaged_to_continue if optim else averaged)(trainer.optimizer_list):
-        saved = state.collect(trainer, optim)
-        trainer.world.from_main(lambda: files.write(saved, fname))
-    print(f"save model state at {fname}")
+    world = _writers(trainer, "save_state()")
+    if world is not None:
+        with (averaged_to_continue if optim else averaged)(trainer.optimizer_list):
+            saved = state.collect(trainer, optim, world=world)
+            world.from_main(lambda: files.write(saved, fname))
+        print(f"save model state at {fname}")
+
+
+def _writers(trainer, call):
+    """Who writes what all ranks hold: rank 0 by itself, which asks nobody; None on the others. Under fsdp every rank holds a
+    part, so that all of them have to take part."""
+    if trainer.is_sharded:
+        trainer.world.begin(call)
+        return trainer.world
+    return ALONE if trainer.is_main else None
 
 
 def load_state(trainer: TemplateModel, fname: str | Path, optim: bool = True, lr_list: Sequence[float] | None = None,
@@ -95,6 +115,7 @@ def load_state(trainer: TemplateModel, fname: str | Path, optim: bool = True, lr
     """
     if optim:
         checks.require_init(trainer)
+    trainer.world.begin("load_state()")
     trainer.checkpoints.wait()
     saver.wait_for_others()
     path, saved = _find_state(trainer, str(fname))
@@ -144,6 +165,7 @@ def use_best(trainer: TemplateModel) -> str:
         FileNotFoundError: there is no ``best.pth`` yet; ``eval()`` writes it.
     """
     checks.require_init(trainer)
+    trainer.world.begin("use_best()")
     trainer.lifetime.finish_epoch(beside=False)
     trainer.checkpoints.wait()
     path, saved = _find_state(trainer, "best")
@@ -176,10 +198,13 @@ def _find_state(trainer, name) -> tuple[Any, Any]:
 
 def save_model(trainer: TemplateModel, fname: str | Path) -> None:
     """Pickle the whole modules as ``{"model0": …}``: ``torch.load(fname, weights_only=False)`` gives them back where
-    their classes can be imported. For a file that outlives the code, use ``save_state``."""
+    their classes can be imported. For a file that outlives the code, use ``save_state``. Rank 0 writes."""
+    world = _writers(trainer, "save_model()")
+    if world is None:
+        return
     models = {f"model{i}": state.unwrap(model) for i, model in enumerate(trainer.model_list)}
     with averaged(trainer.optimizer_list or ()):
-        trainer.world.from_main(lambda: torch.save(models, fname))
+        world.from_main(lambda: torch.save(models, fname))
     print(f"save model at {fname}")
 
 
@@ -241,7 +266,7 @@ def num_parameters(trainer: TemplateModel) -> int:
 
 def get_model_info(trainer: TemplateModel, fake_inp: Any) -> None:
     """Print a table of layers for ``fake_inp``, an input with batch dimension, and write the graph to TensorBoard."""
-    with trainer.lifetime.session():
+    with trainer.lifetime.session("get_model_info()" if trainer.is_sharded else None):
         print_summary(trainer, fake_inp)
         for callback in trainer.hooks.callbacks:
             if hasattr(callback, "write_graph"):

@@ -97,6 +97,8 @@ def _meet_others(trainer):
     device = ranks.own_device(torch.device(trainer.device))
     if trainer.parallel is not None:
         trainer.world = ranks.join(device)
+        trainer.world.begin("check_init()")
+        trainer.world.tell_place(weakref.WeakMethod(trainer.lifetime.where))
         trainer.lifetime.stop_request.world = trainer.running_losses.world = trainer.world
     return device
 

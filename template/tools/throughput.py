@@ -36,7 +36,7 @@ _SAME_FOR_ANY_BATCH = 0.6   # from this share of an update on, the host is
 
 
 def throughput(model: TemplateModel) -> dict[str, Any]:
-    """Measure a ``TemplateModel`` after ``check_init``.
+    """Measure a ``TemplateModel`` after ``check_init``. Among several processes every rank has to call it.
 
     Returns:
         ``{"data", "update", "fixed", "both"}``: seconds an update takes to read, to compute on a batch that is there, to
@@ -44,6 +44,7 @@ def throughput(model: TemplateModel) -> dict[str, Any]:
         "limit": "data", "host" or "device".
     """
     require_init(model)
+    model.world.begin("throughput()")
     with averaged(model.optimizer_list):
         figures = _measured(model)
     figures["limit"] = _limit(figures)
@@ -77,11 +78,11 @@ def _measure(model):
     batch = next(iter(_batches(model)))
     few = _few_samples(batch)
     samples = model.count_samples(batch) * model.accumulate_steps
-    both = _seconds(device, _updates(model, _batches(model)))
+    both = _seconds(device, _updates(model, _batches(model)), model.world)
     return {
-        "data": _seconds(device, _reading(model)),
-        "update": _seconds(device, _updates(model, itertools.repeat(batch))),
-        "fixed": _seconds_or_none(device, _updates(model, itertools.repeat(few))),
+        "data": _seconds(device, _reading(model), model.world),
+        "update": _seconds(device, _updates(model, itertools.repeat(batch)), model.world),
+        "fixed": _seconds_or_none(device, _updates(model, itertools.repeat(few)), model.world),
         "both": both,
         "samples_per_second": float(samples / both),
     }
@@ -117,22 +118,22 @@ def _few_samples(batch):
     return type(batch)([_few_samples(part) for part in batch]) if type(batch) in (list, tuple) else batch
 
 
-def _seconds(device, steps):
-    """Per step, the first few left out."""
+def _seconds(device, steps, world):
+    """Per step, the first few left out. All ranks do the same number of steps."""
     for _ in itertools.islice(steps, _WARM_UP):
         pass
     _wait(device)
     started = time.perf_counter()
     for count, _ in enumerate(steps, 1):
-        if count == _UPDATES_EACH or time.perf_counter() - started > _SECONDS_EACH:
+        if count == _UPDATES_EACH or world.any(time.perf_counter() - started > _SECONDS_EACH):
             break
     _wait(device)
     return (time.perf_counter() - started) / count
 
 
-def _seconds_or_none(device, steps):
+def _seconds_or_none(device, steps, world):
     try:
-        return _seconds(device, steps)
+        return _seconds(device, steps, world)
     except Exception as error:  # somebody's network or loss needs a batch of a certain size
         print(f"throughput: a batch of two samples cannot be trained on ({type(error).__name__}: {error}).")
         return None
