@@ -47,7 +47,7 @@ def launch(function: Callable[..., T], num_processes: int, *args: Any, max_resta
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=num_processes, max_restarts=max_restarts,
                           rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="launch",
                           start_method="fork" if in_notebook else "spawn")
-    return elastic_launch(config, _Call(function, kwargs))(*args)
+    return dict(sorted(elastic_launch(config, _Call(function, kwargs))(*args).items()))  # not by who was ready first
 
 
 class _Call:
