@@ -21,6 +21,7 @@ how a run is saved, left and closed in ``run/``.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -34,14 +35,17 @@ from .metrics.best import note_best
 from .metrics.epoch import RunningLosses, distinct_sources
 from .output import run_folder
 from .output.console import values_line
+from .output.event_writer import EarlyWriter
 from .parallel import ranks
 from .run import assignments, checks, requests
 from .run.checkpoints import Checkpoints
 from .run.counting import SampleCounter
 from .run.defaults import criterion_loss, default_metrics, follow_reduction, loss_dict, own_loss, split_batch
 from .run.lifetime import Lifetime
+from .run.old_names import OtherName, adopt_old_names
 from .run.setup import set_up
 from .update.guard import fetch_losses
+from .update.lr_scheduler import WarmUpLR as WarmUpLR  # the template.py of 2021 held it
 from .update.stepper import make_clip
 
 if TYPE_CHECKING:
@@ -206,6 +210,7 @@ class TemplateModel:
         self.lifetime = Lifetime(self, self.checkpoints)
         self._counter = SampleCounter(self)
         self._writer: Any = "auto"
+        self._early_writer = EarlyWriter()
         self._epoch_started = 0.0              # seconds, on time.perf_counter's clock
         self.attribute_names = frozenset(vars(self))
 
@@ -289,7 +294,8 @@ class TemplateModel:
 
     # --- setting up -----------------------------------------------------------------------------------------------
 
-    def check_init(self, log_name: str = "log.txt", clean_log: bool = False, arg: Any = None, use_tb: bool = True) -> None:
+    def check_init(self, log_name: str = "log.txt", clean_log: bool = False, arg: Any = None, use_tb: bool = True,
+                   log_path: str | None = None) -> None:
         """Check what was set, and build what the loop runs on. Call it once, before everything else.
 
         Args:
@@ -297,14 +303,16 @@ class TemplateModel:
             clean_log: empty that file first.
             arg: options to print and store: argparse Namespace, dataclass or dict.
             use_tb: False writes no TensorBoard events (debugging).
+            log_path: the same as ``log_name``, by an older name; a path is seen from where the script runs.
 
         Raises:
             TypeError, ValueError: something is missing or does not fit; the message says what to do.
             OSError: ``ckpt_dir`` cannot be written to.
         """
         checks.require_no_init(self)
-        requests.adopt_old_names(self)
+        adopt_old_names(self, self._overrides)
         checks.check_attributes(self)
+        log_name = log_name if log_path is None else os.path.abspath(log_path)
         set_up(self, default_callbacks(self.callbacks or ()), self._overrides, log_name, clean_log, arg, use_tb)
 
     # --- the loop -------------------------------------------------------------------------------------------------
@@ -493,8 +501,8 @@ class TemplateModel:
             return self.evaluator.score_test(self.hooks.on_eval_batch, loader)
 
     def _overrides(self, name):
-        """Whether the subclass has a method of its own by this name."""
-        return getattr(type(self), name) is not getattr(TemplateModel, name)
+        """Whether the subclass, or this one object, has a method of its own by this name."""
+        return name in vars(self) or getattr(type(self), name) is not getattr(TemplateModel, name)
 
     # --- what else a trainer can be asked for: run/requests.py ------------------------------------------------------
 
@@ -514,7 +522,7 @@ class TemplateModel:
     print_best_metrics = requests.print_best_metrics
     print_final_lr = requests.print_final_lr
     print_all_member = requests.print_all_member
-    warm_up_type = requests.OtherName("warm_up_mode")
+    warm_up_type = OtherName("warm_up_mode")
 
     @property
     def is_main(self) -> bool:
@@ -529,10 +537,13 @@ class TemplateModel:
     @property
     def writer(self) -> Any:
         """The run's TensorBoard ``SummaryWriter``, made when first asked for; None when TensorBoard is off or absent."""
-        if self._writer == "auto" and self.hooks is not None:
-            self._writer = requests.open_writer(self)
-        return None if self._writer == "auto" else self._writer
+        if self._writer == "auto":
+            if self.hooks is None:
+                return self._early_writer
+            self.writer = requests.open_writer(self)
+        return self._writer
 
     @writer.setter
     def writer(self, writer: Any) -> None:
         self._writer = writer
+        self._early_writer.hand_on(writer)

@@ -477,7 +477,7 @@ def test_defaults_are_those_of_2021():
     assert re.fullmatch(r"\./check_point/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", trainer.ckpt_dir)
     assert (trainer.log_per_step, trainer.warm_up_epoch, trainer.warm_up_mode) == (5, 0, "linear")
     assert (trainer.global_step, trainer.global_step_eval, trainer.best_metric, trainer.key_metric) == (0, 0, {}, None)
-    assert trainer.lr_scheduler_list is None and trainer.lr_scheduler_type is None and trainer.writer is None
+    assert trainer.lr_scheduler_list is None and trainer.lr_scheduler_type is None
 
 
 def test_old_and_new_names_are_one_attribute():

@@ -255,6 +255,7 @@ def find_state(model, name):
     """The checkpoint that ``load_state(name)`` means, as ``(path, state)``; "auto" may find none: ``(None, None)``."""
     if name != "auto":
         path = Path(os.path.relpath(_file_of_run(model, f"{name}.pth"))) if name in ("best", "last") else Path(name)
+        _require_file(model, path)
         return path, read(path)
     folders = _folders(model)
     for folder in folders:
@@ -267,6 +268,16 @@ def find_state(model, name):
             return Path(os.path.relpath(path)), state
     print("load_state('auto'): there is no checkpoint to continue from; training starts from scratch.")
     return None, None
+
+
+def _require_file(model, path):
+    """Where a script of 2021 looks, ``check_point/epoch1.pth``, there is a folder for each run now."""
+    if not path.is_file():
+        there = [folder / path.name for folder in _folders(model) if (folder / path.name).is_file()]
+        hint = f" The newest {path.name} is {os.path.relpath(there[0])}." if there else ""
+        raise FileNotFoundError(f"No checkpoint at {path}.{hint} Each run has a folder of its own in "
+                                f"{os.path.relpath(model.path_of('.').parent)}, and load_state('auto') continues the newest "
+                                "one.")
 
 
 def _folders(model):
@@ -300,8 +311,9 @@ def continue_in(model, folder, state):
     if folder != here:
         run_folder.remove_leftovers(folder)
         log = Path(model.stdout_logger.filename)
-        model.stdout_logger.move(folder / log.name)
-        log.unlink()
+        if log.absolute().parent == here:  # elsewhere it belongs to no run alone
+            model.stdout_logger.move(folder / log.name)
+            log.unlink()
         run_folder.move_config(here, folder)
         if not any(here.iterdir()):
             here.rmdir()

@@ -4,7 +4,7 @@
     notes = apply(model, state)              # all of it, or nothing when it does not fit
 
 Keys of the 2021 format (``model{i}``, ``optimizer_list{i}``, ``global_step``, ``global_step_eval``, ``epoch``,
-``best_metric``, ``key_metric``) keep their names and meaning; files of that time load.
+``best_metric``, ``key_metric``) keep their names and meaning; files of that time load, and those of before ``model_list``.
 """
 
 import re
@@ -279,6 +279,22 @@ def _unfit_optimizers(optimizers, state, lacking, strict):
         elif any(id(p) in lacking for group in optimizer.param_groups for p in group["params"]):
             reasons[i] = "some of its parameters did not come from the file"
     return reasons
+
+
+_BEST_BEFORE_LISTS = {"best_acc": "acc", "best_error": "error"}
+
+
+def with_lists(state):
+    """A state of before June 2021, which holds one model and one optimizer, with the keys of today; any other as it is."""
+    if not isinstance(state.get("model"), dict) or "model0" in state:
+        return state
+    new = {"model0": state["model"], "global_step": state.get("global_step", state.get("step", 0)),
+           "epoch": state.get("epoch", 0)}
+    if "optimizer" in state:
+        optimizers = state["optimizer"] if isinstance(state["optimizer"], list) else [state["optimizer"]]
+        new |= {f"optimizer_list{i}": optimizer for i, optimizer in enumerate(optimizers)}
+    best = {name: state[old] for old, name in _BEST_BEFORE_LISTS.items() if state.get(old) is not None}
+    return new | {"best_metric": best}
 
 
 def parameter_names(model):

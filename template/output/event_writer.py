@@ -44,6 +44,40 @@ def make_writer(folder):
     return RunWriter(str(folder))
 
 
+class EarlyWriter:
+    """A ``SummaryWriter`` for before ``check_init()``, when the run has no folder yet: it keeps what is written, hands it on
+    to the run's own writer, and from then on is that writer by another name."""
+
+    def __init__(self):
+        self._waiting = []  # (method, args, kwargs)
+        self._writer = None
+
+    def __getattr__(self, name):
+        if self._writer is not None:
+            return getattr(self._writer, name)
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def later(*args, **kwargs):
+            self._waiting.append((name, args, kwargs))
+
+        return later
+
+    def hand_on(self, writer):
+        """Everything that waits, and what comes, goes to ``writer``; to None: nowhere."""
+        self._writer = writer if writer is not None else _NoWriter()
+        waiting, self._waiting = self._waiting, []
+        for name, args, kwargs in waiting:
+            getattr(self._writer, name)(*args, **kwargs)
+
+
+class _NoWriter:
+    """TensorBoard is off, and what is written goes nowhere."""
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: None
+
+
 class EventFile:
     """In the place of TensorBoard's ``EventFileWriter``: the same methods on a ``PatientFile``, and ``add_values``.
 

@@ -11,5 +11,6 @@
 - ``requests.py``: what can a trainer be asked for around its loop?
 - ``defaults.py``: what do the default methods make of a batch?
 - ``counting.py``: how much does a batch weigh?
+- ``old_names.py``: what did templates before this one call differently?
 - ``options.py``: how does a dataclass become command-line options?
 """

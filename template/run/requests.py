@@ -193,7 +193,7 @@ def _find_state(trainer, name) -> tuple[Any, Any]:
     path = trainer.world.from_main(find)
     if path is None:
         return None, None
-    return path, found["state"] if trainer.is_main else files.read(path)
+    return path, state.with_lists(found["state"] if trainer.is_main else files.read(path))
 
 
 def save_model(trainer: TemplateModel, fname: str | Path) -> None:
@@ -232,9 +232,9 @@ def updates_per_epoch(trainer: TemplateModel) -> int | None:
 
 
 def update_lr_scheduler(trainer: TemplateModel, key_metric: float | None = None,
-                        avg_batch_loss: float | None = None) -> None:
+                        avg_batch_loss: float | None = None, step: Any = None) -> None:
     """Step warm-up or schedule for the present epoch; ``train_loop`` and ``eval`` already do, and one epoch counts
-    once."""
+    once. ``step`` is taken, as in early 2021, and not needed."""
     trainer.lr_schedule.after_epoch(trainer.epoch, key_metric, avg_batch_loss)
 
 
@@ -292,30 +292,9 @@ def print_all_member(trainer: TemplateModel, print_model: bool = False) -> None:
                                                if name not in hidden and not name.startswith("_")))
 
 
-# --- what the properties of ``TemplateModel`` stand on, and the names of 2021 -------------------------------------------
+# --- what the properties of ``TemplateModel`` stand on ----------------------------------------------------------------
 
 
 def open_writer(trainer: TemplateModel):
     """A new ``SummaryWriter`` in the run's folder under ``runs/``; None where the tensorboard package is missing."""
     return make_writer(Path(run_folder.TENSORBOARD_ROOT) / str(trainer.run_name))
-
-
-class OtherName:
-    """A second name of an attribute: ``warm_up_type = OtherName("warm_up_mode")`` in a class body."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __get__(self, trainer: Any, owner: type | None = None) -> Any:
-        return self if trainer is None else getattr(trainer, self.name)
-
-    def __set__(self, trainer: Any, value: Any) -> None:
-        setattr(trainer, self.name, value)
-
-
-def adopt_old_names(trainer: TemplateModel) -> None:
-    """In 2021 ``test_loader`` was what is evaluated, and ``train_loss_per_batch`` another name of ``loss_per_batch``."""
-    if trainer.eval_loader is None:
-        trainer.eval_loader = trainer.test_loader
-    if hasattr(trainer, "train_loss_per_batch"):
-        trainer.loss_per_batch = trainer.train_loss_per_batch  # type: ignore[method-assign]
