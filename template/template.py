@@ -37,12 +37,13 @@ from .output import run_folder
 from .output.console import values_line
 from .output.event_writer import EarlyWriter
 from .parallel import ranks
-from .run import assignments, checks, requests
+from .run import assignments, checks, copies, requests
 from .run.checkpoints import Checkpoints
 from .run.counting import SampleCounter
 from .run.defaults import criterion_loss, default_metrics, follow_reduction, loss_dict, own_loss, split_batch
 from .run.lifetime import Lifetime
 from .run.old_names import OtherName, adopt_old_names
+from .run.predictions import predict
 from .run.setup import set_up
 from .update.guard import fetch_losses
 from .update.lr_scheduler import WarmUpLR as WarmUpLR  # the template.py of 2021 held it
@@ -221,6 +222,12 @@ class TemplateModel:
                 assignments.take(self, name, value)
             object.__setattr__(self, name, value)
 
+    __getstate__ = copies.state_to_copy
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        TemplateModel.__init__(self)
+        vars(self).update(state)
+
     # --- override these -------------------------------------------------------------------------------------------
 
     def inference(self, x: Any) -> Any:
@@ -310,6 +317,7 @@ class TemplateModel:
             OSError: ``ckpt_dir`` cannot be written to.
         """
         checks.require_no_init(self)
+        copies.require_original(self)
         adopt_old_names(self, self._overrides)
         checks.check_attributes(self)
         log_name = log_name if log_path is None else os.path.abspath(log_path)
@@ -506,7 +514,7 @@ class TemplateModel:
 
     # --- what else a trainer can be asked for: run/requests.py ------------------------------------------------------
 
-    predict = requests.predict
+    predict = predict
     path_of = requests.path_of
     updates_per_epoch = requests.updates_per_epoch
     save_state = requests.save_state

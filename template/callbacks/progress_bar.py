@@ -101,4 +101,4 @@ def _find_tqdm():
         print("The progress bar is not shown: the package is missing. pip install tqdm")
         return False
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return tqdm if hasattr(shell, "kernel") or sys.stderr.isatty() else False
+    return tqdm if hasattr(shell, "kernel") or sys.stderr is not None and sys.stderr.isatty() else False

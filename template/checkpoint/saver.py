@@ -156,8 +156,9 @@ class Saver:
         if self.failed:
             what = ", ".join(f"{path} ({_reason(error)})" for path, error in self.failed.items())
             print(f"The last save failed: {what}. Exit code 1.", file=sys.stderr)
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:  # under pythonw and in services there is none
+                    stream.flush()
             os._exit(1)
 
 

@@ -76,11 +76,19 @@ class Logger:
         with self._lock:
             if not self._in_place:  # each assignment goes by __setattr__
                 self._in_place = True
-            with suppress(OSError):  # nohup's file on a full disk, a terminal that was closed: training goes on
-                self.console.write(message)
+            self._show(message)
             if self.log is not None:
                 self._take(message)
         return len(message)
+
+    def _show(self, message):
+        """On the console, as far as it can show it: one that knows GBK or ASCII alone gets ? for the rest."""
+        with suppress(OSError):  # nohup's file on a full disk, a terminal that was closed: training goes on
+            try:
+                self.console.write(message)
+            except UnicodeEncodeError:
+                encoding = self.encoding
+                self.console.write(message.encode(encoding, "replace").decode(encoding))
 
     def _take(self, message):
         """Whole lines go to the file; the rest waits, for each thread on its own, until its line is finished."""
@@ -101,8 +109,7 @@ class Logger:
     def _tell(self, message):
         """On the console alone: it is the file that does not work."""
         if not getattr(self.console, "closed", False):  # at the interpreter's exit it may be
-            with suppress(OSError):
-                self.console.write(message + "\n")
+            self._show(message + "\n")
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:

@@ -9,8 +9,10 @@
 - ``lifetime.py``: how does a run go on, how is it left and closed?
 - ``signals.py``: what happens at Ctrl-C and SIGTERM?
 - ``requests.py``: what can a trainer be asked for around its loop?
+- ``predictions.py``: what do the models say of other data?
 - ``defaults.py``: what do the default methods make of a batch?
 - ``counting.py``: how much does a batch weigh?
 - ``old_names.py``: what did templates before this one call differently?
+- ``copies.py``: what does a copy of a trainer hold?
 - ``options.py``: how does a dataclass become command-line options?
 """

@@ -21,7 +21,7 @@ from ..parallel.gradients import MODES
 from ..update import lr_scheduler
 from ..update.guard import fetch_losses
 from .defaults import BINARY_THRESHOLDS, CLASS_LOSSES, INDEX_LOSSES, class_dimensions, ignored_label, torch_loss
-from .prepare import COMPILE_MODES, MATMUL_PRECISIONS
+from .prepare import COMPILE_MODES, MATMUL_PRECISIONS, check_device
 
 _NAMES_SHOWN = 5
 _NOT_CALLED_BY_TRAINING = {"epochs", "fit", "test", "predict"}
@@ -33,6 +33,7 @@ _NOT_CALLED_BY_TRAINING = {"epochs", "fit", "test", "predict"}
 def check_attributes(model):
     """Everything that can be seen from the attributes of a ``TemplateModel``."""
     _check_types(model)
+    check_device(model.device)
     _check_choices(model)
     check_loader(model.train_loader, "train_loader")
     for name in ("eval_loader", "test_loader"):
@@ -247,7 +248,7 @@ class Preflight(Callback):
     def _listen_to_criterion(self, model):
         """A module tells what it is given; a function is seen where the default ``loss_per_batch`` calls it."""
         if isinstance(model.criterion, nn.Module):
-            handle = model.criterion.register_forward_pre_hook(lambda module, args: check_criterion_inputs(module, args))
+            handle = model.criterion.register_forward_pre_hook(check_criterion_inputs)  # it can be pickled
             self.undo.append(handle.remove)
         elif model.criterion is not None:
             model.lifetime.look_at_criterion = check_criterion_inputs

@@ -51,10 +51,10 @@ def split_batch(batch, dtype):
 
 
 def input_of(batch, dtype):
-    """What of a batch goes into the models: ``x`` of ``x``, ``(x,)`` or ``(x, …, y)``; a mapping as it is."""
+    """What of a batch goes into the models: ``x`` of ``x``, ``(x,)`` or ``(x, …, y)``, of that dtype; a mapping as it is."""
     if not isinstance(batch, (list, tuple)):
-        return batch
-    return batch[0] if len(batch) == 1 else split_batch(batch, dtype)[0]
+        return _as_dtype(batch, dtype)
+    return _as_dtype(batch[0], dtype) if len(batch) == 1 else split_batch(batch, dtype)[0]
 
 
 def _as_dtype(x, dtype):

@@ -52,6 +52,7 @@ class Evaluator:
         self.batches: dict[str, Any] = {}    # by prefix of their results
         self.test_batches: dict[str, Any] = {}
         self.asked_about: set[str] = set()   # names whose direction nobody knows, see metrics/best.py
+        self.told_weights = False            # predict said which weights it takes, see predictions.py
         self.told_rule_of = None             # the metric of which it was said what counts as best
 
     def set_loader(self, loader):

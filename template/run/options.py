@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ def parse_options(options_class: type[OptionsT], argv: Sequence[str] | None = No
     Args:
         options_class: a dataclass whose fields are int, float, str, bool or ``T | None`` of these. A field without a
             default is an option that must be given.
-        argv: list of arguments; None takes ``sys.argv[1:]``.
+        argv: list of arguments; None takes ``sys.argv[1:]``, and in a notebook, where these are the kernel's, the defaults.
 
     Raises:
         SystemExit: an unknown or missing option or a value of the wrong type, after argparse has said which.
@@ -62,7 +63,13 @@ def parse_options(options_class: type[OptionsT], argv: Sequence[str] | None = No
             parser.add_argument(*names, action=argparse.BooleanOptionalAction, **described)
         else:
             parser.add_argument(*names, type=kind, metavar=kind.__name__.upper(), **described)
-    return options_class(**vars(parser.parse_args(argv)))
+    return options_class(**vars(parser.parse_args([] if argv is None and _in_notebook() else argv)))
+
+
+def _in_notebook():
+    """In a cell, not in a script that ``%run script.py --epochs 3`` started in the same kernel."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel") and not hasattr(sys.modules["__main__"], "__file__")
 
 
 def _plain_type(hint):

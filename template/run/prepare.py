@@ -16,6 +16,25 @@ from ..hooks import Callback
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
 MATMUL_PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision
 
+_OR_UNSET = "Leave device unset to train on the GPU where there is one, else on the CPU."
+
+
+def check_device(device):
+    """Raises a ValueError where ``device`` is no name of a device, or of one that is not here."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        several = "," in str(device) and " One process trains on one GPU: torchrun starts one for each, see docs/cluster.md."
+        raise ValueError(f"device must be the name of one device: 'cuda', 'cuda:1', 'mps' or 'cpu'; got {device!r}."
+                         f"{several or ' ' + _OR_UNSET}") from None
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (found.index or 0) >= count:
+            seen = f"sees {count} here" if count else "sees none here: torch.cuda.is_available() is False"
+            raise ValueError(f"device = {str(device)!r} must be a GPU that torch can use, and torch {seen}. {_OR_UNSET}")
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device = {str(device)!r} needs a Mac whose GPU torch can use. {_OR_UNSET}")
+
 
 def prepare(models, device, channels_last=False, sync_batchnorm=False, compile=False):
     """Move, lay out and compile in place.

@@ -1,6 +1,5 @@
-"""What a trainer can be asked for around its loop: predictions, files, learning rates, reports.
+"""What a trainer can be asked for around its loop: files, learning rates, reports.
 
-    trainer.predict(x)
     trainer.load_state("auto")
     trainer.print_best_metrics()
 
@@ -10,18 +9,14 @@ Each function takes the trainer first; ``TemplateModel`` takes them in as its me
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..checkpoint import files, saver, sharded, state
-from ..data.loaders import make_batches
 from ..data.nested import loader_length
-from ..data.seeding import rng_kept
-from ..metrics.modes import eval_mode
 from ..output import run_folder
 from ..output.event_writer import make_writer
 from ..output.summary import print_summary
@@ -29,7 +24,6 @@ from ..parallel.ranks import ALONE
 from ..update.lr_scheduler import set_rate
 from ..update.schedule_free import averaged, averaged_to_continue, loading
 from . import checks
-from .defaults import input_of, parameter_dtype
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -37,28 +31,6 @@ if TYPE_CHECKING:
 _NOT_PRINTED = {"best_metric", "train_loader", "eval_loader", "test_loader", "hooks", "stepper", "lr_schedule",
                 "stdout_logger", "running_losses", "attribute_names", "train_batches", "started_in", "asked_dir",
                 "checkpoints", "lifetime", "evaluator", "input_dtype"}
-
-
-# --- predictions ------------------------------------------------------------------------------------------------------
-
-
-def predict(trainer: TemplateModel, loader: Iterable[Any]) -> torch.Tensor:
-    """``inference`` on every batch of ``loader``, joined, on the CPU; works before ``check_init`` too.
-
-    Args:
-        loader: batches ``x``, ``(x,)`` or ``(x, …, y)``, whose label is left off, or dicts, which go in whole. A tensor
-            counts as one batch.
-
-    One rank may call it alone, except under fsdp.
-    """
-    if trainer.is_sharded:
-        trainer.world.begin("predict()")
-    device = torch.device(trainer.device)
-    dtype = parameter_dtype(trainer.model_list)
-    autocast = trainer.autocast if trainer.stepper is not None else nullcontext
-    with averaged(trainer.optimizer_list or ()), rng_kept(), eval_mode(trainer.model_list), torch.no_grad(), autocast():
-        batches = [loader.to(device)] if isinstance(loader, torch.Tensor) else make_batches(loader, 0, device).epoch(0)
-        return torch.cat([trainer.inference(input_of(batch, dtype)).cpu() for batch in batches])
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -187,7 +187,8 @@ class Trainer(TemplateModel):
         return self.metric(self.inference(x), y)
 
     def predict(self, loader: Any) -> Tensor:
-        return super().predict(loader).softmax(1)
+        logits: Tensor = super().predict(loader)  # Any: it is what the models return, joined
+        return logits.softmax(1)
 
 
 class OwnLoss(TemplateModel):

@@ -202,6 +202,21 @@ def test_a_program_without_a_console_has_its_log():
     assert text() == "for the log\n"
 
 
+@pytest.mark.parametrize("encoding, shown", [("gbk", "? 准确率\n"), ("ascii", "? ???\n"), ("utf-8", "✓ 准确率\n")])
+def test_a_console_shows_what_it_can_and_the_log_is_utf_8(encoding, shown):
+    console = io.BytesIO()
+    sys.stdout = io.TextIOWrapper(console, encoding=encoding, newline="\n")
+    with Logger("log.txt"):
+        print("✓ 准确率")
+        sys.stdout.flush()
+        assert console.getvalue().decode(encoding) == shown
+        sys.stdout.reconfigure(errors="backslashreplace")  # what a person does against it goes on to the console
+        print("✓")
+        sys.stdout.flush()
+    assert console.getvalue().decode(encoding) == shown + ("✓\n" if encoding == "utf-8" else "\\u2713\n")
+    assert text() == "✓ 准确率\n✓\n"
+
+
 def in_eight_threads(work):
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
     for thread in threads:

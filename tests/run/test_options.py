@@ -1,5 +1,7 @@
 """Command-line options from a dataclass."""
 
+import sys
+import types
 from dataclasses import dataclass
 
 import pytest
@@ -23,6 +25,30 @@ class Options:
 
 def parse(*argv):
     return parse_options(Options, argv)
+
+
+class Kernel:
+    """What a notebook's IPython answers with."""
+    kernel = True
+
+
+def test_in_a_cell_of_a_notebook_the_arguments_are_the_kernels_and_the_defaults_hold(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "/tmp/kernel.json"])
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+    with pytest.raises(SystemExit):
+        parse_options(Options)
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: Kernel))
+    assert parse_options(Options) == Options()
+    assert parse_options(Options, ["--epochs", "2"]).epochs == 2
+
+
+def test_a_script_that_a_notebook_runs_has_its_own_arguments(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--epochs", "7"])
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: Kernel))
+    script = types.ModuleType("__main__")
+    script.__file__ = "train.py"  # as %run leaves it
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    assert parse_options(Options).epochs == 7
 
 
 def test_without_arguments_the_defaults_hold():

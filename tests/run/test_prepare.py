@@ -10,7 +10,7 @@ from tiny import Tiny, tiny_data, tiny_model, tiny_trainer, weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from template.run.prepare import COMPILE_MODES, MATMUL_PRECISIONS, prepare
+from template.run.prepare import COMPILE_MODES, MATMUL_PRECISIONS, check_device, prepare
 
 CPU = torch.device("cpu")
 
@@ -24,6 +24,30 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.inner(x) * 2
+
+
+@pytest.mark.parametrize("device, message", [
+    ("0", r"must be the name of one device: 'cuda', 'cuda:1', 'mps' or 'cpu'; got '0'\. Leave device unset"),
+    ("", "got ''"), (None, "got None"), ("gpu", "got 'gpu'"),
+    ("0,1", "got '0,1'. One process trains on one GPU: torchrun starts one for each"),
+    ("cuda:0,1", "torchrun starts one for each"),
+])
+def test_a_device_that_is_none_is_refused_in_words(device, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_trainer(device=device)
+
+
+@pytest.mark.parametrize("count, device, is_there", [
+    (0, "cuda", False), (0, torch.device("cuda", 0), False), (1, "cuda", True), (1, "cuda:0", True), (1, "cuda:1", False),
+])
+def test_a_gpu_that_is_not_there_is_refused_in_words(monkeypatch, count, device, is_there):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    if is_there:
+        check_device(device)
+        return
+    with pytest.raises(ValueError, match=rf"device = '{device}' must be a GPU .* torch sees {count or 'none'} here"):
+        check_device(device)
 
 
 def graphs():
