@@ -27,6 +27,7 @@ _HOMES = {
     "parse_options": ".run.options",
     "EarlyStopping": ".callbacks.early_stopping",
     "History": ".callbacks.history",
+    "LogRecords": ".callbacks.log_records",
     "Profile": ".callbacks.profile",
     "ProgressBar": ".callbacks.progress_bar",
     "TensorBoard": ".callbacks.tensorboard",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which take a module with __g
     # a callback may be left out of a copy: its name is then Any, and no error
     from .callbacks.early_stopping import EarlyStopping as EarlyStopping  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.history import History as History  # type: ignore[import-not-found,unused-ignore]
+    from .callbacks.log_records import LogRecords as LogRecords  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.profile import Profile as Profile  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.progress_bar import ProgressBar as ProgressBar  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.tensorboard import TensorBoard as TensorBoard  # type: ignore[import-not-found,unused-ignore]

@@ -317,9 +317,13 @@ class Logger:
 
     def write_traceback(self, error: BaseException) -> None:
         """Into the file only: the console gets it from Python."""
+        self.write_to_file("".join(traceback.format_exception(error)))
+
+    def write_to_file(self, text: str) -> None:
+        """Whole lines that the console does not get, or gets from somebody else."""
         with self._lock:
             if self.log is not None:
-                self._write_lines("".join(traceback.format_exception(error)).splitlines())
+                self._write_lines(text.splitlines())
 
     def __enter__(self) -> Logger:
         self._outer.append(self.log is not None and self._is_in_chain())
