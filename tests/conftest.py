@@ -38,13 +38,15 @@ class FakeTqdm:
 
     def __init__(self, **options):
         self.options, self.updates, self.postfixes, self.closed = options, 0, [], 0
+        self.unit, self.desc, self.total = options["unit"], options["desc"], options["total"]
+        self.format_dict = {"ncols": 300}
         self.made.append(self)
 
     def update(self):
         self.updates += 1
 
-    def set_postfix(self, values, refresh):
-        self.postfixes.append(values)
+    def set_postfix_str(self, text, refresh):
+        self.postfixes.append(text)
 
     def close(self):
         self.closed += 1
@@ -53,5 +55,5 @@ class FakeTqdm:
 @pytest.fixture
 def fake_tqdm(monkeypatch):
     FakeTqdm.made = []
-    monkeypatch.setattr(progress_bar, "_find_tqdm", lambda: FakeTqdm)
+    monkeypatch.setattr(progress_bar, "_find_tqdm", lambda: (FakeTqdm, False))
     return FakeTqdm.made

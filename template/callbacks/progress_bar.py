@@ -1,4 +1,4 @@
-"""A bar per epoch on stderr: loss, learning rate, samples per second, share of the time waited for data, memory, time left.
+"""A bar per epoch on stderr: losses, time that the run still takes, the best value so far, speed, learning rate.
 
 Without a terminal, one plain line now and then on stdout, so that log files of clusters stay readable.
 """
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..hooks import Callback
-from ..output.console import fitting
 from ..output.speed import peak_gigabytes
 
 if TYPE_CHECKING:
@@ -20,10 +19,17 @@ if TYPE_CHECKING:
 
 _PLAIN_LINE_EVERY_SECONDS = 30.0
 _REDRAWN_EVERY_SECONDS = 0.1
+_EVALUATION_IS_LONG_AFTER_SECONDS = 2.0
+_BAR_WIDTH = 10    # characters; the rest of the line is for numbers
+_COLUMNS = 80      # of a terminal that does not tell
+_LINE_LENGTH = 130  # characters of a plain line's fields
 
 
 class ProgressBar(Callback):
     """Lives on ``on_log``: its numbers are on the host already, it waits for nothing.
+
+    Where the line is too short, the fields that come last are left out: data wait and memory go first, the loss stays. An
+    evaluation has a bar when it takes longer than two seconds.
 
     Args:
         show: False shows neither bar nor lines.
@@ -33,18 +39,22 @@ class ProgressBar(Callback):
         self.show = show
         self.bar: Any = None
         self._tqdm: Any = None
+        self._in_notebook = False
         self._start = None      # of the epoch, see output/speed.py
         self._last_shown = 0.0  # seconds, on time.perf_counter's clock
+        self._began: tuple[int, float] | None = None  # the present epoch's number, and seconds on that clock
+        self._epoch_seconds: float | None = None      # of the epoch before, with its evaluation
+
+    # --- training -------------------------------------------------------------------------------------------------
 
     def on_train_start(self, model: TemplateModel) -> None:
         if not (self.show and model.is_main):
             return
         self._start, self._last_shown = model.stepper.speed.mark(), time.perf_counter()
-        if self._tqdm is None:
-            self._tqdm = _find_tqdm()
-        if self._tqdm:
-            self.bar = self._tqdm(total=model.updates_per_epoch(), initial=_updates_begun(model),
-                                  desc=f"epoch {model.epoch}", unit="update", leave=False, dynamic_ncols=True)
+        if self._began is not None and self._began[0] == model.epoch - 1:
+            self._epoch_seconds = self._last_shown - self._began[1]
+        self._began = model.epoch, self._last_shown
+        self.bar = self._open(f"epoch {_of_total(model)}", model.updates_per_epoch(), _updates_begun(model), "update")
 
     def on_after_step(self, model: TemplateModel) -> None:
         if self.bar is not None:
@@ -56,31 +66,81 @@ class ProgressBar(Callback):
         if not (self.show and model.is_main) or now - self._last_shown < every:
             return
         self._last_shown = now
-        shown = self._entries(model, values)
-        if self.bar is not None:
-            self.bar.set_postfix(shown, refresh=False)
-        else:
+        fields = self._fields(model, values)
+        if self.bar is None:
             of = model.updates_per_epoch() or "?"
-            entries = "  ".join(f"{name} {value}" for name, value in shown.items())
-            print(f"epoch {model.epoch} cur:[{_updates_begun(model)}]\\[{of}] {entries}")
-
-    def _entries(self, model, values):
-        shown, left_out = fitting({name: f"{value:.4g}" for name, value in values.items()})
-        shown = shown | ({"and": f"{left_out} more"} if left_out else {})
-        shown["lr"] = f"{model.optimizer_list[0].param_groups[0]['lr']:.2g}"
-        speed = model.stepper.speed.since(self._start)
-        if speed:
-            shown["samples/s"], shown["data"] = f"{speed['samples_per_second']:.3g}", f"{speed['data_wait']:.0%}"
-        memory = peak_gigabytes(torch.device(model.device))
-        if memory is not None:
-            shown["GB"] = f"{memory:.1f}"
-        return shown
+            line = _fitting(fields, _LINE_LENGTH)
+            print(f"epoch {_of_total(model)} cur:[{_updates_begun(model)}]\[{of}] {line}")
+        else:
+            self.bar.set_postfix_str(_fitting(fields, self._room()), refresh=False)
 
     def on_train_end(self, model: TemplateModel, result: dict[str, float]) -> None:
         self._close()
 
+    # --- an evaluation that takes long ----------------------------------------------------------------------------
+
+    def on_eval_batch(self, model: TemplateModel, batch: Any) -> None:
+        if not (self.show and model.is_main):
+            return
+        if self.bar is None:
+            self.bar = self._open("evaluation", model.evaluator.num_batches, 0, "batch", _EVALUATION_IS_LONG_AFTER_SECONDS)
+        if self.bar is not None and self.bar.unit == "batch":  # in the midst of an epoch its own bar stays
+            self.bar.update()
+
+    def on_eval_end(self, model: TemplateModel) -> None:
+        if self.bar is not None and self.bar.unit == "batch":
+            self._close()
+
     def on_exit(self, model: TemplateModel) -> None:
         self._close()
+
+    # --- how it is drawn ------------------------------------------------------------------------------------------
+
+    def _open(self, title, total, begun, unit, delay=0.0):
+        """A bar of tqdm; None where there is nothing to draw on."""
+        if self._tqdm is None:
+            self._tqdm, self._in_notebook = _find_tqdm()
+        if not self._tqdm:
+            return None
+        text = f"{{desc}} {{percentage:3.0f}}%|{{bar:{_BAR_WIDTH}}}| {{n_fmt}}/{{total_fmt}}{{postfix}}"
+        return self._tqdm(total=total, initial=begun, desc=title, unit=unit, delay=delay, leave=False, dynamic_ncols=True,
+                          bar_format=None if self._in_notebook or total is None else text)
+
+    def _room(self):
+        """Characters that the fields may take on a terminal; None: as many as they like."""
+        bar = self.bar
+        if self._in_notebook:
+            return None
+        return (bar.format_dict["ncols"] or _COLUMNS) - len(f"{bar.desc} 100%|{'':{_BAR_WIDTH}}| {bar.total}/{bar.total}, ") - 1
+
+    def _fields(self, model, values):
+        """What there is to say, what matters most first."""
+        losses = [f"{name} {value:.4g}" for name, value in values.items()]
+        fields = losses[:1]
+        if (seconds := self._seconds_left(model)) is not None:
+            fields.append(f"{_clock(seconds)} left")
+        if model.key_metric in model.best_metric:
+            fields.append(f"best {model.key_metric} {model.best_metric[model.key_metric]:.4g}")
+        speed = model.stepper.speed.since(self._start)
+        if speed:
+            fields.append(f"{speed['samples_per_second']:.3g} samples/s")
+        fields += [f"lr {_rates(model)}", *losses[1:]]
+        if speed:
+            fields.append(f"{speed['data_wait']:.0%} waited for data")
+        memory = peak_gigabytes(torch.device(model.device))
+        if memory is not None:
+            fields.append(f"{memory:.1f} GB memory")
+        return fields
+
+    def _seconds_left(self, model):
+        """Of the whole run, where its length is known, by the time of this epoch and of the one before."""
+        updates, done = model.updates_per_epoch(), _updates_begun(model)
+        if self._start is None or not updates or not done or model.total_epochs is None:
+            return None
+        speed = model.stepper.speed.since(self._start)
+        of_this = speed["ms_per_update"] / 1000 * updates if speed else 0.0
+        epochs_after = max(model.total_epochs - model.epoch, 0)
+        return of_this * max(1 - done / updates, 0) + epochs_after * (self._epoch_seconds or of_this)
 
     def _close(self):
         if self.bar is not None:
@@ -88,17 +148,46 @@ class ProgressBar(Callback):
             self.bar = None
 
 
+def _of_total(model):
+    """"2/30", or "2" where nobody said how many epochs there will be."""
+    return f"{model.epoch}/{model.total_epochs}" if model.total_epochs else f"{model.epoch}"
+
+
 def _updates_begun(model):
     """Updates of the present epoch, also one of which only a part of the batches is done."""
     return -(-model.batches_done // (model.accumulate_steps * model.world.size))
 
 
+def _rates(model):
+    """The present learning rate, or the lowest and the highest of all parameter groups."""
+    rates = sorted({float(group["lr"]) for optimizer in model.optimizer_list for group in optimizer.param_groups})
+    return f"{rates[0]:.2g}" if len(rates) == 1 else f"{rates[0]:.2g} to {rates[-1]:.2g}"
+
+
+def _clock(seconds):
+    """3725 -> "1:02:05"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _fitting(fields, room):
+    """As many of the first fields as there is room for, one after another."""
+    text = fields[0]
+    for field in fields[1:]:
+        if room is not None and len(text) + 2 + len(field) > room:
+            break
+        text += f", {field}"
+    return text
+
+
 def _find_tqdm():
-    """tqdm's bar class where there is something to draw on, else False: plain lines."""
+    """``(tqdm's bar class, whether it draws in a notebook)``; False for the class where there is nothing to draw on."""
     try:
         from tqdm.auto import tqdm  # type: ignore  # optional, without types
     except ImportError:
         print("The progress bar is not shown: the package is missing. pip install tqdm")
-        return False
+        return False, False
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return tqdm if hasattr(shell, "kernel") or sys.stderr is not None and sys.stderr.isatty() else False
+    in_notebook = hasattr(shell, "kernel")
+    return tqdm if in_notebook or sys.stderr is not None and sys.stderr.isatty() else False, in_notebook

@@ -21,6 +21,7 @@ from torch import nn
 
 from ..data.agreement import require_same
 from ..data.loaders import make_batches
+from ..data.nested import loader_length
 from ..data.seeding import rng_kept
 from ..data.shares import Share, Uneven
 from ..hooks import run_all
@@ -52,6 +53,7 @@ class Evaluator:
         self.batches: dict[str, Any] = {}    # by prefix of their results
         self.test_batches: dict[str, Any] = {}
         self.asked_about: set[str] = set()   # names whose direction nobody knows, see metrics/best.py
+        self.num_batches: int | None = None  # of the evaluation that runs; None where a loader has no length
         self.told_weights = False            # predict said which weights it takes, see predictions.py
         self.told_rule_of = None             # the metric of which it was said what counts as best
 
@@ -102,6 +104,8 @@ class Evaluator:
         return self._score_all(batches, on_eval_batch)
 
     def _score_all(self, batches, on_eval_batch):
+        lengths = [loader_length(part) for part in batches.values()]
+        self.num_batches = None if None in lengths else sum(lengths)
         with rng_kept():  # also from the order of the data, which is drawn first
             read = {prefix: self.trainer.lifetime.until_asked_to_leave(part.epoch(0)) for prefix, part in batches.items()}
             return self._score(read, on_eval_batch, self.trainer.world)

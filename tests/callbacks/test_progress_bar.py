@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ROOT, Tiny, run_python, tiny_data, tiny_trainer
+from tiny import ROOT, Tiny, run_python, tiny_data, tiny_model, tiny_trainer
 from torch.utils.data import DataLoader, IterableDataset
 
+from template import Callback
 from template.callbacks import progress_bar
 from template.callbacks.progress_bar import ProgressBar
 
@@ -64,9 +65,10 @@ def on_a_terminal(script, columns=160):
 def test_on_a_terminal_a_bar_shows_loss_rate_and_speed():
     drawn, said = on_a_terminal(SCRIPT.replace("ACCUMULATE", "1"))
     for epoch in (1, 2):
-        assert re.search(rf"\repoch {epoch}: .*/6 ", drawn)
-    assert re.search(r"tol_loss=\d\.\d+", drawn) and "lr=0.1" in drawn
-    speeds = [float(speed) for speed in re.findall(r"samples/s=([\d.e+]+)", drawn)]
+        assert re.search(rf"\repoch {epoch}/2 .*/6", drawn)
+    assert re.search(r", tol_loss \d\.\d+, \d:\d\d left, ", drawn) and ", lr 0.1, " in drawn and "% waited for data" in drawn
+    assert re.search(r"\repoch 2/2 .* best acc \d\.\d+", drawn)
+    speeds = [float(speed) for speed in re.findall(r"([\d.e+]+) samples/s", drawn)]
     assert speeds and all(50 < speed < 170 for speed in speeds)  # ten samples in at least 0.06 s
     assert "\r" not in said and "epoch   2 eval" in said
     (log,) = Path("check_point").glob("*/log.txt")
@@ -76,7 +78,7 @@ def test_on_a_terminal_a_bar_shows_loss_rate_and_speed():
 @pytest.mark.slow
 def test_with_accumulation_the_bar_counts_updates():
     drawn, _ = on_a_terminal(SCRIPT.replace("ACCUMULATE", "4"))
-    assert re.search(r"\repoch 1: .*/2 ", drawn)
+    assert re.search(r"\repoch 1/2 .*/2, ", drawn)
 
 
 @pytest.mark.slow
@@ -90,8 +92,8 @@ def test_without_a_terminal_a_plain_line_comes_now_and_then(monkeypatch, capsys)
     monkeypatch.setattr(progress_bar, "_PLAIN_LINE_EVERY_SECONDS", 0.0)
     tiny_trainer(log_per_step=3).fit(1)
     lines = [line for line in capsys.readouterr().out.splitlines() if "cur:[" in line]
-    assert [re.match(r"epoch 1 cur:\[(\d)\]\\\[6\] ", line)[1] for line in lines] == ["3", "6"]
-    assert all(re.search(r"tol_loss \S+  lr 0.1  samples/s \d", line) for line in lines)
+    assert [re.match(r"epoch 1/1 cur:\[(\d)\]\\\[6\] ", line)[1] for line in lines] == ["3", "6"]
+    assert all(re.search(r"tol_loss \S+, \d:\d\d left, \S+ samples/s, lr 0.1, ", line) for line in lines)
 
 
 def test_plain_lines_wait_their_time(monkeypatch, capsys):
@@ -113,8 +115,65 @@ def test_plain_lines_wait_their_time(monkeypatch, capsys):
 
 def test_each_epoch_has_its_bar_which_is_closed_before_the_epochs_line(fake_tqdm):
     tiny_trainer(accumulate_steps=4, log_per_step=1).fit(2)
-    assert [(bar.options["total"], bar.options["initial"], bar.updates) for bar in fake_tqdm] == [(2, 0, 2)] * 2
-    assert [bar.closed for bar in fake_tqdm] == [1, 1]
+    bars = [bar for bar in fake_tqdm if bar.unit == "update"]
+    assert [(bar.options["total"], bar.options["initial"], bar.updates) for bar in bars] == [(2, 0, 2)] * 2
+    assert [bar.desc for bar in bars] == ["epoch 1/2", "epoch 2/2"]
+    assert [bar.closed for bar in fake_tqdm] == [1, 1, 1, 1]
+
+
+def test_an_evaluation_has_a_bar_that_waits_two_seconds_before_it_shows(fake_tqdm):
+    trainer = tiny_trainer()
+    trainer.fit(1)
+    trainer.test()
+    first, second = (bar for bar in fake_tqdm if bar.unit == "batch")
+    assert (first.desc, first.total, first.options["delay"], first.updates, first.closed) == ("evaluation", 3, 2.0, 3, 1)
+    assert second.updates == 3
+
+
+def test_an_evaluation_in_the_midst_of_an_epoch_leaves_its_bar_alone(fake_tqdm):
+    class Looks(Callback):
+        def on_after_step(self, model):
+            model.test()
+
+    tiny_trainer(callbacks=[Looks()]).train_loop()
+    assert [(bar.unit, bar.updates, bar.closed) for bar in fake_tqdm] == [("update", 6, 1)]
+
+
+@pytest.mark.parametrize("room, shown", [
+    (None, "tol_loss 0.5, 1:20 left, 99 samples/s, lr 0.1"), (46, "tol_loss 0.5, 1:20 left, 99 samples/s, lr 0.1"),
+    (44, "tol_loss 0.5, 1:20 left, 99 samples/s"), (23, "tol_loss 0.5, 1:20 left"), (22, "tol_loss 0.5"),
+    (3, "tol_loss 0.5"),
+])
+def test_what_does_not_fit_is_left_out_from_the_end(room, shown):
+    assert progress_bar._fitting(["tol_loss 0.5", "1:20 left", "99 samples/s", "lr 0.1"], room) == shown
+
+
+def test_the_time_left_counts_the_rest_of_the_epoch_and_the_epochs_after(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress_bar.time, "perf_counter", lambda: now[0])
+    left = []
+
+    class Clock(Callback):
+        def on_batch(self, model, batch):
+            now[0] += 2.0
+
+        def on_log(self, model, values):
+            left.append(bar._seconds_left(model))
+
+        def on_eval_start(self, model):
+            now[0] += 7.0
+
+    bar = ProgressBar()
+    tiny_trainer(callbacks=[bar, Clock()], log_per_step=3, preflight=False).fit(3)  # epochs of 6 updates, 12 s, and 7 s more
+    assert left == [6 + 24, 24, 6 + 19, 19, 6, 0]
+
+
+def test_the_lowest_and_the_highest_rate_are_shown_where_groups_differ(fake_tqdm, monkeypatch):
+    monkeypatch.setattr(progress_bar, "_REDRAWN_EVERY_SECONDS", 0.0)
+    model = tiny_model()
+    groups = [{"params": model[0].parameters(), "lr": 1e-4}, {"params": model[-1].parameters(), "lr": 0.1}]
+    tiny_trainer(model=model, optimizer_list=[torch.optim.SGD(groups)], log_per_step=3, preflight=False).train_loop()
+    assert ", lr 0.0001 to 0.1" in fake_tqdm[0].postfixes[0]
 
 
 def test_the_numbers_are_those_of_the_window(fake_tqdm, monkeypatch):
@@ -124,11 +183,11 @@ def test_the_numbers_are_those_of_the_window(fake_tqdm, monkeypatch):
 
     class Listener:
         def on_log(self, model, values):
-            seen.append(f"{values['tol_loss']:.4g}")
+            seen.append(f"tol_loss {values['tol_loss']:.4g}")
 
     trainer.hooks.__init__([*trainer.hooks.callbacks, Listener()])
     trainer.train_loop()
-    assert [values["tol_loss"] for values in fake_tqdm[0].postfixes] == seen and len(seen) == 3
+    assert [text.split(", ")[0] for text in fake_tqdm[0].postfixes] == seen and len(seen) == 3
 
 
 def test_a_resumed_epoch_starts_its_bar_where_it_was(fake_tqdm):
@@ -161,7 +220,7 @@ def test_a_loader_without_a_length_has_a_bar_without_an_end(fake_tqdm, monkeypat
     trainer = tiny_trainer(train_loader=DataLoader(Endless(), 10), log_per_step=1)
     trainer.train_loop()
     assert fake_tqdm[0].options["total"] is None and fake_tqdm[0].updates == 3
-    monkeypatch.setattr(progress_bar, "_find_tqdm", lambda: False)
+    monkeypatch.setattr(progress_bar, "_find_tqdm", lambda: (False, False))
     monkeypatch.setattr(progress_bar, "_PLAIN_LINE_EVERY_SECONDS", 0.0)
     tiny_trainer(train_loader=DataLoader(Endless(), 10), log_per_step=1).train_loop()
     assert r"cur:[3]\[?]" in capsys.readouterr().out
