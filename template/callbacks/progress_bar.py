@@ -111,7 +111,8 @@ class ProgressBar(Callback):
         bar = self.bar
         if self._in_notebook:
             return None
-        return (bar.format_dict["ncols"] or _COLUMNS) - len(f"{bar.desc} 100%|{'':{_BAR_WIDTH}}| {bar.total}/{bar.total}, ") - 1
+        left_of_them = f"{bar.desc} 100%|{'':{_BAR_WIDTH}}| {bar.total}/{bar.total}, "
+        return (bar.format_dict["ncols"] or _COLUMNS) - len(left_of_them) - 1
 
     def _fields(self, model, values):
         """What there is to say, what matters most first."""
@@ -123,7 +124,8 @@ class ProgressBar(Callback):
             fields.append(f"best {model.key_metric} {model.best_metric[model.key_metric]:.4g}")
         speed = model.stepper.speed.since(self._start)
         if speed:
-            fields.append(f"{speed['samples_per_second']:.3g} samples/s")
+            rate = speed["samples_per_second"]
+            fields.append(f"{f'{rate:.0f}' if rate >= 100 else f'{rate:.3g}'} samples/s")
         fields += [f"lr {_rates(model)}", *losses[1:]]
         if speed:
             fields.append(f"{speed['data_wait']:.0%} waited for data")
