@@ -1,6 +1,8 @@
 """How a run lives.
 
 - ``checks.py``: which mistakes are found before training?
+- ``preflight.py``: which are found on the first batch?
+- ``criterion_inputs.py``: is a criterion given what it takes?
 - ``setup.py``: what does ``check_init`` build, and in which order?
 - ``prepare.py``: how does a model get onto the device, and compiled?
 - ``evaluation.py``: how is an evaluation scored?

@@ -1,26 +1,20 @@
-"""Mistakes found before the hour of training.
+"""Mistakes found before the hour of training, without running anything: in what a subclass set, and at the door of the
+public methods.
 
-``check_attributes`` looks at what a subclass set, without running anything. ``Preflight`` rides along on the first real
-training batch: no extra forward, no second start of the workers; then it removes itself. Neither changes a bit of the
-training. What certainly breaks the run is an error, what may be meant is a ``UserWarning``.
+``check_attributes`` changes nothing. What certainly breaks the run is an error, what may be meant is a ``UserWarning``. What
+needs data is in ``preflight.py``.
 """
 
 import difflib
-import sys
 import warnings
 
 import torch
 from torch import nn
 
-from ..data.loaders import numbers_of_workers
 from ..data.nested import loader_length
-from ..data.seeding import capture_rng, restore_rng
-from ..hooks import Callback
 from ..metrics.best import ask_for_direction, better_when
 from ..parallel.gradients import MODES
 from ..update import lr_scheduler
-from ..update.guard import fetch_losses
-from .defaults import BINARY_THRESHOLDS, CLASS_LOSSES, INDEX_LOSSES, class_dimensions, ignored_label, torch_loss
 from .prepare import COMPILE_MODES, MATMUL_PRECISIONS, check_device
 
 _NAMES_SHOWN = 5
@@ -146,14 +140,14 @@ def check_loader(loader, name):
 def _check_same_data(model):
     train, evaluation = (getattr(loader, "dataset", loader) for loader in (model.train_loader, model.eval_loader))
     if train is evaluation:
-        _warn(
+        warn(
             "train_loader and eval_loader read one dataset, so the metrics say how well it is remembered, not what was "
             "learned. Hold out a part of it for eval_loader."
         )
 
 
 def _check_parameters(model):
-    named = _parameter_names(model)
+    named = parameter_names(model)
     in_models = set(named)
     for attribute, value in vars(model).items():  # what else the user may have put into an optimizer
         if isinstance(value, nn.Module):
@@ -172,18 +166,18 @@ def _check_parameters(model):
                 "model replaced or copied after the optimizer was made? Build it from the models that are in the list."
             )
         if outside := [named.get(p, "?") for p in held if p not in in_models]:
-            _warn(f"{_some(outside)} of optimizer_list[{index}] belong to no model in model_list; they are updated, but "
+            warn(f"{some(outside)} of optimizer_list[{index}] belong to no model in model_list; they are updated, but "
                   "stand in no checkpoint.")
     twice = [named.get(p, "?") for p, indices in owners.items() if len(indices) > 1]
     if twice:
-        _warn(f"{_some(twice)} are in more than one optimizer, which all update them. Give each parameter to one.")
+        warn(f"{some(twice)} are in more than one optimizer, which all update them. Give each parameter to one.")
     left_out = [name for p, name in named.items() if p in in_models and p.requires_grad and p not in owners]
     if left_out:
-        _warn(f"{_some(left_out)} are trainable but in no optimizer, so they never change. Add them to one, or freeze them "
+        warn(f"{some(left_out)} are trainable but in no optimizer, so they never change. Add them to one, or freeze them "
               "with requires_grad_(False).")
 
 
-def _parameter_names(model):
+def parameter_names(model):
     """``{parameter: where it is}`` of the models, and of a criterion that has some: it is saved with them."""
     modules = {f"model_list[{i}]": part for i, part in enumerate(model.model_list)}
     if isinstance(model.criterion, nn.Module):
@@ -198,7 +192,7 @@ def _check_hidden_methods(model):
     if set(hidden) - _NOT_CALLED_BY_TRAINING:
         raise ValueError(f"An attribute must not have the name of a method, which it hides: {hidden}. Rename one of them.")
     if hidden:  # subclasses of 2021, with a loop of their own, may have such names
-        _warn(f"The attributes {hidden} hide the methods of these names, which cannot be called. Rename them.")
+        warn(f"The attributes {hidden} hide the methods of these names, which cannot be called. Rename them.")
 
 
 def _check_misspelled(model):
@@ -210,235 +204,11 @@ def _check_misspelled(model):
     for name in set(vars(model)) - set(known):
         close = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.93)
         if close and not name.startswith("_") and not name[-1].isdigit():
-            _warn(f"self.{name} is no attribute of TemplateModel and has no effect there. Did you mean {plain[close[0]]}?")
+            warn(f"self.{name} is no attribute of TemplateModel and has no effect there. Did you mean {plain[close[0]]}?")
 
 
 def _plain(name):
     return name.replace("_", "").lower()
-
-
-# --- on the first batch ---------------------------------------------------------------------------------------------
-
-
-def preflight(model):
-    """The callbacks that look at the first batch: one, or none when ``model.preflight`` is off."""
-    return [Preflight()] if model.preflight else []
-
-
-class Preflight(Callback):
-    """Scores one eval batch before the first update, listens to the criterion on the first training batches, and looks at
-    their gradients; after the first update it is gone."""
-
-    def __init__(self):
-        self.undo = []
-        self.has_gradient = set()
-        self.is_to_score = False
-
-    def on_train_start(self, model):
-        self._listen_to_criterion(model)
-        self.is_to_score = model.eval_loader is not None
-        if not (any(numbers_of_workers(model.train_loader)) and 0 in numbers_of_workers(model.eval_loader)):
-            self._score_one_batch(model)
-
-    def on_batch(self, model, batch):
-        """Only here where the evaluation is read in this process: files that it opens must not be open yet when the workers
-        of the training are started."""
-        self._score_one_batch(model)
-
-    def _listen_to_criterion(self, model):
-        """A module tells what it is given; a function is seen where the default ``loss_per_batch`` calls it."""
-        if isinstance(model.criterion, nn.Module):
-            handle = model.criterion.register_forward_pre_hook(check_criterion_inputs)  # it can be pickled
-            self.undo.append(handle.remove)
-        elif model.criterion is not None:
-            model.lifetime.look_at_criterion = check_criterion_inputs
-            self.undo.append(lambda: setattr(model.lifetime, "look_at_criterion", None))
-
-    def _score_one_batch(self, model):
-        """``metric()`` that raises or lacks ``key_metric`` shows itself now. RNG, counters and metrics are put back."""
-        if not self.is_to_score:
-            return
-        self.is_to_score = False
-        rng, counter, key = capture_rng(), model.global_step_eval, model.key_metric
-        try:
-            result = model.evaluator.score_first_batch()
-            resolve_key(model, result)
-        except Exception:
-            print("The evaluation of one batch failed, before training began (preflight = False skips this):",
-                  file=sys.stderr)
-            raise
-        finally:
-            restore_rng(rng)
-            model.global_step_eval, model.key_metric = counter, key
-
-    def on_before_step(self, model):
-        self.has_gradient.update(p for p in model.stepper.parameters() if p.grad is not None)
-
-    def on_after_step(self, model):
-        self._remove(model)
-        fetch_losses(model)
-        self._check_gradients(model)
-
-    def _check_gradients(self, model):
-        names = _parameter_names(model)
-        optimized = [p for p in model.stepper.parameters() if p.requires_grad]
-        without = [names.get(p, "?") for p in optimized if p not in self.has_gradient]
-        if without:
-            _warn(f"{_some(without)} got no gradient from the first update, so they are not trained. Look for parts that "
-                  "forward() does not use, for .detach() or for an early return.")
-        left = [names.get(p, "?") for p in optimized if p.grad is not None]
-        if left:
-            _warn(f"{_some(left)} still hold gradients after the update, which leak into the next one: a loss that was not "
-                  "theirs went through them. Name the optimizer in train_step: backward(loss, i).")
-
-    def on_exit(self, model):
-        self._remove(model)
-
-    def _remove(self, model):
-        while self.undo:
-            self.undo.pop()()
-        model.hooks.remove(self)
-
-
-def check_criterion_inputs(criterion, args, ignore_index=None):
-    """What a criterion is about to receive.
-
-    Args:
-        args: its positional arguments, ``(pred, y, …)``.
-        ignore_index: label that does not count; None: the criterion's own, which for torch's functions is -100.
-
-    Raises:
-        ValueError: it would compute something else than meant, or end in a device-side assert.
-    """
-    if len(args) < 2 or not all(isinstance(arg, torch.Tensor) for arg in args[:2]):
-        return
-    pred, y = args[:2]
-    loss = torch_loss(criterion)
-    is_module = isinstance(criterion, nn.Module)
-    name = type(criterion).__name__ if is_module else getattr(criterion, "__name__", loss or "criterion")
-    if loss in CLASS_LOSSES:
-        _check_class_labels(name, loss, pred, y, ignored_label(criterion) if ignore_index is None else ignore_index)
-    elif _mixes_samples(pred, y, loss):
-        _refuse(
-            f"{name} would broadcast pred {tuple(pred.shape)} against y {tuple(y.shape)} and compare every prediction with "
-            f"other samples' labels. Make the shapes equal, e.g. with y.unsqueeze(1) or pred.squeeze(1)."
-        )
-    if loss in BINARY_THRESHOLDS and y.numel():
-        low, high = y.min().item(), y.max().item()
-        if low < 0 or high > 1:
-            _refuse(f"{name} needs labels in [0, 1], got values from {low:g} to {high:g}.")
-    if BINARY_THRESHOLDS.get(loss) == 0.0 and type(pred.grad_fn).__name__ == "SigmoidBackward0":
-        _warn(f"The inputs of {name} come out of a sigmoid. It applies one itself, learns slowly on top of another one, and "
-              "every prediction would count as label 1. Remove the model's sigmoid.")
-    if loss in ("MultiLabelMarginLoss", "multilabel_margin_loss") and y.numel() and y.min() >= 0:
-        _warn(f"{name} takes the numbers of the classes that a sample has, and -1 behind the last: [2, 0, -1, -1]. There is "
-              "no -1 in y. If y has a 0 or 1 for each class, use MultiLabelSoftMarginLoss or BCEWithLogitsLoss.")
-
-
-def _check_class_labels(name, loss, pred, y, ignore_index):
-    if pred.dim() < 1 or y.dim() != max(pred.dim() - 1, 0):
-        return  # class probabilities, or a shape that torch itself explains
-    dimension = _dimension_of_classes(name, pred, y)
-    if dimension is None:
-        return  # torch itself explains
-    classes = pred.shape[dimension]
-    if y.is_floating_point():
-        _refuse(
-            f"{name} needs class indices as integers shaped {tuple(y.shape)}, or probabilities shaped {tuple(pred.shape)}; "
-            f"got {y.dtype} shaped {tuple(y.shape)}. Convert the labels with y.long()."
-        )
-    y = y.long()  # -100 would be 156 among uint8 labels
-    labels = y[y != ignore_index]
-    if labels.numel() and (labels.min() < 0 or labels.max() >= classes):
-        cure = "For one logit per sample use BCEWithLogitsLoss" if classes == 1 else (
-            "Number the classes from 0, or widen the model's last layer")
-        _refuse(
-            f"{name} got labels from {labels.min().item()} to {labels.max().item()}, but pred has {classes} "
-            f"class{'es' * (classes > 1)}, so labels must lie in [0, {classes}). {cure}."
-        )
-    _check_scores(name, loss, pred, classes)
-
-
-def _dimension_of_classes(name, pred, y):
-    """Where the criterion reads the classes of ``pred``; None where the shapes do not fit at all. Classes that stand in the
-    last dimension instead are refused, or warned of where that is not certain."""
-    readings = class_dimensions(pred, y) or ([] if pred.dim() > 1 else [0])
-    if readings == [-1] or (len(readings) == 2 and _features_are_last(pred)):
-        last = pred.dim() - 2
-        turn = "transpose(1, 2)" if pred.dim() == 3 else "movedim(-1, 1)"
-        message = (f"{name} takes the classes in dimension 1; in pred {tuple(pred.shape)} with y {tuple(y.shape)} they "
-                   f"{'are' if len(readings) == 1 else 'seem to be'} in the last one, and softmax would run over another. "
-                   f"Give it pred.flatten(0, {last}), y.flatten(0, {last}), or pred.{turn} and y.")
-        if len(readings) == 1:
-            _refuse(message)
-        _warn(message)
-    return readings[0] if 1 in readings or 0 in readings else None
-
-
-def _check_scores(name, loss, pred, classes):
-    """Scores that are something else than the criterion takes, as far as their values tell."""
-    if loss in ("NLLLoss", "nll_loss") and pred.numel() and pred.max() > 0:
-        _warn(f"{name} takes log-probabilities, which are never above 0; pred reaches {pred.max().item():g}. End the model "
-              "in log_softmax(1), or use CrossEntropyLoss, which applies it itself.")
-    if loss in ("CrossEntropyLoss", "cross_entropy") and pred.dim() > 1:
-        scores = pred.detach().float()
-        sums_to_one = (scores.sum(1) - 1).abs().max() < 1e-3
-        if classes > 1 and sums_to_one and scores.min() >= 0:
-            _warn(
-                f"The inputs of {name} look like probabilities: every row is in [0, 1] and sums to 1. It applies "
-                "log-softmax itself and learns slowly on top of another one. Remove the model's softmax."
-            )
-        elif classes == 1:
-            _warn(f"{name} got pred {tuple(pred.shape)}: with one class the loss is always 0, and nothing is learned. For "
-                  "one logit per sample use BCEWithLogitsLoss.")
-
-
-def _features_are_last(pred):
-    """Whether ``pred`` comes straight from a layer that puts its outputs into the last dimension, as nn.Linear does.
-
-    Where both dimensions have one size, shapes and strides do not tell [B, T, C] from [B, C, T]. The way that autograd
-    recorded does: an nn.Linear, an nn.Embedding or a softmax over the last dimension, below operations that move nothing.
-    A transpose, a convolution or anything unknown is no evidence, and neither is a pred without gradients.
-    """
-    node, is_flat = pred.grad_fn, False
-    for _ in range(20):
-        kind = type(node).__name__
-        if kind in ("LinearBackward0", "EmbeddingBackward0"):
-            return not is_flat
-        if kind in ("LogSoftmaxBackward0", "SoftmaxBackward0"):
-            return not is_flat and getattr(node, "_saved_dim", None) in (pred.dim() - 1, 2**64 - 1)  # the last is -1
-        if kind in ("AddmmBackward0", "MmBackward0"):  # Linear on [B·T, F], or on [B, F] with a view to [B, T, C]
-            return getattr(node, "_saved_mat2_sym_sizes", (0, 0))[1] == pred.shape[-1]
-        if kind not in _MOVING_NOTHING or not node.next_functions:
-            return False
-        is_flat = is_flat or kind in _RESHAPING
-        node = node.next_functions[0][0]
-    return False
-
-
-_RESHAPING = ("ViewBackward0", "UnsafeViewBackward0")
-_MOVING_NOTHING = ("ToCopyBackward0", "CloneBackward0", "AliasBackward0", "AddBackward0", "SubBackward0", "MulBackward0",
-                   "DivBackward0", "TanhBackward0", *_RESHAPING)
-
-
-def _mixes_samples(pred, y, loss):
-    """Whether an element of ``pred`` would meet labels of other samples: the shapes differ in the first dimension or in
-    the number of dimensions, and still broadcast."""
-    is_elementwise = pred.is_floating_point() and y.is_floating_point() or loss is not None and loss not in INDEX_LOSSES
-    is_aligned = pred.dim() == y.dim() and (pred.dim() == 0 or pred.shape[0] == y.shape[0])
-    return is_elementwise and not is_aligned and _broadcasts(pred, y)
-
-
-def _refuse(message):
-    raise ValueError(f"{message} If it is meant, preflight = False skips this check.")
-
-
-def _broadcasts(pred, y):
-    try:
-        torch.broadcast_shapes(pred.shape, y.shape)
-    except RuntimeError:
-        return False
-    return True
 
 
 # --- at the door of public methods ----------------------------------------------------------------------------------
@@ -524,11 +294,11 @@ def joined(losses, metrics):
     return {**losses, **metrics}
 
 
-def _warn(message):
+def warn(message):
     warnings.warn(message, UserWarning, stacklevel=2)
 
 
-def _some(names):
+def some(names):
     shown = ", ".join(names[:_NAMES_SHOWN])
     return f"{len(names)} parameter{'s' * (len(names) > 1)} ({shown}{', …' if len(names) > _NAMES_SHOWN else ''})"
 

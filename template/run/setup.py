@@ -28,9 +28,9 @@ from ..update import schedule_free
 from ..update.guard import make_guard
 from ..update.schedule import build_schedule
 from ..update.stepper import Stepper
-from . import checks
 from .defaults import parameter_dtype
 from .evaluation import Evaluator
+from .preflight import preflight
 from .prepare import TellCompiling, prepare
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def set_up(trainer: TemplateModel, callbacks, overrides, log_name, clean_log, ar
 
     trainer.lr_schedule = build_schedule(trainer, trainer.updates_per_epoch(), better_when(trainer, trainer.key_metric))
     trainer.stepper = _stepper(trainer, device, parallel)
-    extra = [*checks.preflight(trainer), *([TellCompiling()] if trainer.compile else [])]
+    extra = [*preflight(trainer), *([TellCompiling()] if trainer.compile else [])]
     hooks = Hooks([*callbacks, *extra])
     _open_run(trainer, log_name, clean_log, arg, use_tb)
     trainer.hooks = hooks  # from here on check_init counts as done

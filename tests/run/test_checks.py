@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from template.data.loaders import TensorLoader
 from template.hooks import Callback
-from template.run.checks import check_criterion_inputs
+from template.run.criterion_inputs import check_criterion_inputs
 from template.template import TemplateModel
 
 
