@@ -37,7 +37,7 @@ from .output import run_folder
 from .output.console import values_line
 from .output.event_writer import EarlyWriter
 from .parallel import ranks
-from .run import assignments, checks, copies, requests
+from .run import assignments, checks, class_attributes, copies, requests
 from .run.checkpoints import Checkpoints
 from .run.counting import SampleCounter
 from .run.defaults import criterion_loss, default_metrics, follow_reduction, loss_dict, own_loss, split_batch
@@ -169,6 +169,8 @@ class TemplateModel:
         self.stop_when_save_fails: bool = False
         """Stop rather than go on without checkpoints; each save is waited for."""
 
+        self._settings = class_attributes.take(self)  # names; what the class body of a subclass sets counts from here on
+
         # --- state, to read ---
         self.epoch: int = 0
         """Number of the present epoch; the first is 1."""
@@ -213,14 +215,10 @@ class TemplateModel:
         self._writer: Any = "auto"
         self._early_writer = EarlyWriter()
         self._epoch_started = 0.0              # seconds, on time.perf_counter's clock
-        self.attribute_names = frozenset(vars(self))
+        self.attribute_names = self._settings.union(vars(self))
 
     if not TYPE_CHECKING:  # a checker would let every misspelt name pass
-        def __setattr__(self, name, value):
-            """After ``check_init`` a setting takes effect or is refused: nothing is ignored."""
-            if name in assignments.WATCHED and self.__dict__.get("hooks") is not None:
-                assignments.take(self, name, value)
-            object.__setattr__(self, name, value)
+        __setattr__ = assignments.set_attribute
 
     __getstate__ = copies.state_to_copy
 

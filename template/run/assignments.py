@@ -16,11 +16,22 @@ import torch
 from ..update.guard import make_guard
 from ..update.stepper import check_amp, make_clip
 from . import checks
+from .class_attributes import assign_to_property
 from .defaults import follow_reduction
 from .setup import batches_to_train
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
+
+
+def set_attribute(trainer: TemplateModel, name: str, value: Any) -> None:
+    """``TemplateModel.__setattr__``: after ``check_init`` a setting takes effect or is refused, nothing is ignored."""
+    if name in WATCHED and trainer.__dict__.get("hooks") is not None:
+        take(trainer, name, value)
+    try:
+        object.__setattr__(trainer, name, value)
+    except AttributeError:
+        assign_to_property(trainer, name, value)
 
 
 def take(trainer: TemplateModel, name: str, value: Any) -> None:

@@ -6,6 +6,7 @@ needs data is in ``preflight.py``.
 """
 
 import difflib
+import inspect
 import warnings
 
 import torch
@@ -15,6 +16,7 @@ from ..data.nested import loader_length
 from ..metrics.best import ask_for_direction, better_when
 from ..parallel.gradients import MODES
 from ..update import lr_scheduler
+from .class_attributes import check_properties
 from .prepare import COMPILE_MODES, MATMUL_PRECISIONS, check_device
 
 _NAMES_SHOWN = 5
@@ -26,6 +28,7 @@ _NOT_CALLED_BY_TRAINING = {"epochs", "fit", "test", "predict"}
 
 def check_attributes(model):
     """Everything that can be seen from the attributes of a ``TemplateModel``."""
+    check_properties(model)
     _check_types(model)
     check_device(model.device)
     _check_choices(model)
@@ -45,7 +48,8 @@ def _check_types(model):
         if isinstance(value, kind) and not isinstance(value, nn.ModuleList):
             raise TypeError(f"{name} must be a list, got one {type(value).__name__}. Write self.{name} = [it].")
         if not isinstance(value, (list, tuple, nn.ModuleList)) or not all(isinstance(part, kind) for part in value):
-            raise TypeError(f"{name} must be a list of {kind.__name__}, got {short(value)}. Set it in __init__.")
+            raise TypeError(f"{name} must be a list of {kind.__name__}, got {short(value)}. Set it in __init__, after "
+                            "super().__init__().")
         if not len(value):
             raise ValueError(f"{name} must not be empty. Set it in __init__, after super().__init__().")
     check_criterion(model.criterion)
@@ -188,7 +192,7 @@ def parameter_names(model):
 def _check_hidden_methods(model):
     """``self.epochs = 30`` ends in "int is not callable", a method called ``callbacks`` would never be called."""
     hidden = [name for name, value in vars(model).items()
-              if callable(getattr(type(model), name, None)) and not callable(value)]
+              if inspect.isfunction(getattr(type(model), name, None)) and not callable(value)]
     if set(hidden) - _NOT_CALLED_BY_TRAINING:
         raise ValueError(f"An attribute must not have the name of a method, which it hides: {hidden}. Rename one of them.")
     if hidden:  # subclasses of 2021, with a loop of their own, may have such names
@@ -215,11 +219,20 @@ def _plain(name):
 
 
 def require_init(model):
+    _require_super_init(model)
     if model.hooks is None:
         raise RuntimeError("Call check_init() once before training, evaluating or continuing.")
 
 
+def _require_super_init(model):
+    if "attribute_names" not in vars(model):
+        kind = type(model).__name__
+        raise RuntimeError(f"{kind}.__init__ must begin with super().__init__(), which sets the defaults of all attributes, "
+                           "and it was not called.")
+
+
 def require_no_init(model):
+    _require_super_init(model)
     if model.hooks is not None:
         raise RuntimeError("check_init() was called already, and set up folder, log and callbacks. Make a new trainer.")
 
