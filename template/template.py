@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from .callbacks import default_callbacks
-from .metrics.best import note_best
+from .metrics.best import note_best, resolve_key
 from .metrics.epoch import RunningLosses, distinct_sources
 from .output import run_folder
 from .output.console import values_line
@@ -317,9 +317,8 @@ class TemplateModel:
         checks.require_no_init(self)
         copies.require_original(self)
         adopt_old_names(self, self._overrides)
-        checks.check_attributes(self)
         log_name = log_name if log_path is None else os.path.abspath(log_path)
-        set_up(self, default_callbacks(self.callbacks or ()), self._overrides, log_name, clean_log, arg, use_tb)
+        set_up(self, default_callbacks, self._overrides, log_name, clean_log, arg, use_tb)
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
@@ -354,6 +353,7 @@ class TemplateModel:
         Returns:
             ``best_metric``.
         """
+        self.lifetime.will_evaluate = True
         for _ in self.epochs(total):
             self.train_loop()
             if self.eval_loader is not None:
@@ -399,7 +399,7 @@ class TemplateModel:
                 for batch, num_samples in group:
                     for call in hooks.on_batch:
                         call(self, batch)
-                    losses.update(loss_dict(self.train_step(batch)), num_samples)
+                    losses.update(loss_dict(self.train_step(batch), needs_total=False), num_samples)
                     self.batches_done += self.world.size
                 stepper.finish_group()
                 self._after_update()
@@ -476,7 +476,7 @@ class TemplateModel:
         with lifetime.session(), lifetime.undone_when_cut_short():
             with self.evaluator.events():
                 result = self.eval_result = self.evaluator.score(self.hooks.on_eval_batch)
-                score = result[checks.resolve_key(self, result)]
+                score = result[resolve_key(self, result)]
                 if lifetime.only_looks:
                     print(f"weights eval   | {values_line(result, [self.key_metric])} | not noted, see use_best")
                     return score

@@ -10,7 +10,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ..hooks import Callback
-from ..metrics.best import better_when
+from ..metrics.best import better_when, find_name
+from ..output.warn import warn
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -21,6 +22,7 @@ class EarlyStopping(Callback):
 
     Args:
         monitor: name of an eval metric or loss, ``"train/<loss>"`` for the training's, None for ``key_metric``.
+            "val_acc", "val_loss" and "train_loss" are understood.
         mode: "max" or "min"; None: as the model treats that metric.
         patience: results without a gain that are put up with, at least 1.
         min_delta: smallest difference that counts as a gain, in the metric's units.
@@ -44,20 +46,32 @@ class EarlyStopping(Callback):
         self.best: Any = None  # a float, once there was a result
         self.waited = 0
 
+    @property
+    def follows_training(self) -> bool:
+        """Whether it monitors a loss of the training, and no evaluation."""
+        return self.monitor is not None and self.monitor.startswith(("train/", "train_"))
+
     def on_train_end(self, model: TemplateModel, result: dict[str, float]) -> None:
-        if self.monitor is not None and self.monitor.startswith("train/"):
-            self._judge(model, {f"train/{name}": value for name, value in result.items()}, self.mode or "min")
+        if self.follows_training:
+            self._judge(model, {f"train/{name}": value for name, value in result.items()})
 
     def on_eval_result(self, model: TemplateModel, result: dict[str, Any]) -> None:
-        if self.monitor is None or not self.monitor.startswith("train/"):
-            self._judge(model, result, self.mode or better_when(model, self.monitor or model.key_metric))
+        if not self.follows_training:
+            self._judge(model, result)
 
-    def _judge(self, model, result, mode):
-        name = self.monitor or model.key_metric
-        if name not in result:
-            raise ValueError(f"EarlyStopping monitors {name!r}, which is not among {list(result)}. Set monitor to one of "
+    def look_for_monitor(self, names: list[str], of_training: bool) -> None:
+        """Warn where the first batch of the training, or of the evaluation, does not give what is monitored."""
+        if self.monitor is not None and self.follows_training == of_training and find_name(self.monitor, names) is None:
+            warn(f"EarlyStopping monitors {self.monitor!r}, and the first batch gave {names}. If no batch gives it, an "
+                 "error ends the training behind the epoch. Set monitor to one of these.")
+
+    def _judge(self, model, result):
+        asked = self.monitor or model.key_metric
+        name = find_name(asked, result)
+        if name is None:
+            raise ValueError(f"EarlyStopping monitors {asked!r}, which is not among {list(result)}. Set monitor to one of "
                              "these.")
-        value = result[name]
+        value, mode = result[name], self.mode or ("min" if self.follows_training else better_when(model, name))
         if self.best is None or self._gain(value, mode) > self.min_delta:
             self.best, self.waited = value, 0
             return

@@ -56,4 +56,4 @@ class _IntoLog(logging.Handler):
         if not others and logging.lastResort is not None and record.levelno >= logging.lastResort.level:
             logging.lastResort.handle(record)  # where nobody made a handler, Python shows warnings by this one
         if not any(getattr(handler, "stream", None) is self.log for handler in others):  # else it stands there already
-            self.log.write_to_file(self.format(record))
+            self.log.note(self.format(record))

@@ -350,17 +350,18 @@ def _second_dimension(part):
     return found.pop() if len(found) == 1 else None
 
 
-def sketch(part: Any, depth: int = 0) -> str:
+def sketch(part: Any, depth: int = 0, with_dtypes: bool = False) -> str:
     """A nested batch in a few words: ``(list of 9 tensors [3, 40, 31], …)``."""
     if isinstance(part, (torch.Tensor, np.ndarray)):
-        return f"{'tensor' if isinstance(part, torch.Tensor) else 'array'} {list(part.shape)}"
+        kind = "tensor" if isinstance(part, torch.Tensor) else "array"
+        return f"{f'{part.dtype} {kind}'.removeprefix('torch.') if with_dtypes else kind} {list(part.shape)}"
     if isinstance(part, Mapping):
-        named = [f"{name}: {sketch(value, depth + 1)}" for name, value in list(part.items())[:_SHOWN]]
+        named = [f"{name}: {sketch(value, depth + 1, with_dtypes)}" for name, value in list(part.items())[:_SHOWN]]
         return f"{{{_joined(named, len(part), depth)}}}"
     if isinstance(part, (list, tuple)) and part and depth < 3:
         if len(part) > 3 and _are_alike(part[:_LOOKED_AT]):
-            return f"{type(part).__name__} of {len(part)}, the first {sketch(part[0], depth + 1)}"
-        return f"({_joined([sketch(entry, depth + 1) for entry in part[:_SHOWN]], len(part), depth)})"
+            return f"{type(part).__name__} of {len(part)}, the first {sketch(part[0], depth + 1, with_dtypes)}"
+        return f"({_joined([sketch(entry, depth + 1, with_dtypes) for entry in part[:_SHOWN]], len(part), depth)})"
     return type(part).__name__
 
 

@@ -130,7 +130,7 @@ def one_number(value, what):
     got = repr(value) if shape is None else f"a {type(value).__name__} of shape {tuple(shape)}"
     raise ValueError(
         f"A loss or plain metric must be a single number; {what!r} is {got}. Reduce it, e.g. with .mean(), or return a "
-        "Stored or Confusion."
+        "Stored or Confusion from metric()."
     )
 
 

@@ -2,6 +2,7 @@
 
     direction_of("mae")                  # "min": the field knows it; None for a name that says nothing
     better_when(trainer, "mae")          # the same, with what the user said in key_metric_mode
+    resolve_key(trainer, result)         # the name in an evaluation's result that decides
     note_best(trainer, result)           # True when key_metric is at its best now
 """
 
@@ -9,8 +10,10 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from ..output.warn import warn
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -63,9 +66,65 @@ def ask_for_direction(trainer: TemplateModel, name: str) -> None:
     if told or direction_of(name) or name in trainer.eval_loss_names or name in trainer.evaluator.asked_about:
         return
     trainer.evaluator.asked_about.add(name)
-    warnings.warn(
+    warn(
         f"Is more or less of {name!r} better? Its name does not tell, so more counts as better. Say so with "
-        f"self.key_metric_mode = {{{name!r}: \"max\"}}, or \"min\" where less is better.", UserWarning, stacklevel=2)
+        f"self.key_metric_mode = {{{name!r}: \"max\"}}, or \"min\" where less is better.")
+
+
+def find_name(asked: str | None, names: Iterable[str]) -> str | None:
+    """The entry of ``names`` that ``asked`` means, or None: "acc" is that of the first of several loaders, "val_acc" is
+    "acc", "val_loss" and "loss" are "tol_loss", and "train_loss" is "train/tol_loss"."""
+    names = list(names)
+    part, rest = ("", asked or "")
+    if found := re.match(r"(train|val|valid|validation|eval|dev|test)[_/](.+)", rest):
+        part, rest = found.groups()
+    words = [rest, *(["tol_loss"] if rest == "loss" else []), *(["acc"] if rest == "accuracy" else [])]
+    if part:
+        words = [f"{part}/{word}" for word in words] + (words if part != "train" else [])
+    for word in [asked, *words]:
+        if word in names:
+            return word
+    ends = [name for word in words for name in names if name.endswith(f"/{word}") and not name.startswith("train/")]
+    return ends[0] if ends else None
+
+
+def resolve_key(trainer: TemplateModel, result) -> str:
+    """The name in ``result`` that decides what is best; noted in ``key_metric``, and told once.
+
+    Raises:
+        ValueError: ``key_metric`` names nothing that was returned, or there is nothing.
+    """
+    numbers = [name for name, value in result.items() if isinstance(value, float)]
+    if not numbers:
+        raise ValueError(f"An evaluation must give a number that says how good it is, and loss_per_batch and metric() gave "
+                         f"{list(result) or 'nothing'}. Return at least one loss or metric.")
+    key, why = trainer.key_metric, ""
+    if key is None:
+        losses = [name for name in numbers if name in trainer.eval_loss_names]
+        metrics = [name for name in numbers if name not in losses]
+        totals = [name for name in losses if name.endswith("tol_loss")]
+        key = (metrics if len(metrics) == 1 else totals or metrics or losses)[0]
+        if len(metrics) > 1:
+            why = f", because there are several metrics: {', '.join(metrics)}. Set key_metric to the one that decides"
+    found = find_name(key, numbers)
+    if found is None:
+        raise ValueError(
+            f"key_metric {key!r} was not returned by metric() or loss_per_batch(); the evaluation gave {numbers}. Set "
+            "self.key_metric to one of these."
+        )
+    best = better_when(trainer, found)
+    built = trainer.lr_schedule.schedulers[0].mode if trainer.lr_scheduler_type == "metric" else None
+    if built not in (None, best):
+        raise ValueError(
+            f"lr_scheduler_type='metric' was built to wait for a {built}imum, and of {found!r} the {best}imum is best. Set "
+            "key_metric in __init__, so that it is known then, or lr_scheduler_type='loss'."
+        )
+    ask_for_direction(trainer, found)
+    if trainer.evaluator.told_rule_of != found:
+        trainer.evaluator.told_rule_of = found
+        print(f"  best = {'highest' if best == 'max' else 'lowest'} {found}{why}")
+    trainer.key_metric = found
+    return found
 
 
 def note_best(trainer: TemplateModel, result) -> bool:

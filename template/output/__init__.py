@@ -9,6 +9,7 @@
 - ``csv_table.py``: how does a table grow on the disk at the same cost for each row?
 - ``curves.py``: how are the curves of a run drawn?
 - ``patient_file.py``: how does a file outlast a full disk?
+- ``warn.py``: which line does a warning name, and how does it get into the log?
 - ``summary.py``: how is the table of layers made?
 - ``speed.py``: how fast is the training?
 """

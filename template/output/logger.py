@@ -317,10 +317,10 @@ class Logger:
 
     def write_traceback(self, error: BaseException) -> None:
         """Into the file only: the console gets it from Python."""
-        self.write_to_file("".join(traceback.format_exception(error)))
+        self.note("".join(traceback.format_exception(error)))
 
-    def write_to_file(self, text: str) -> None:
-        """Whole lines that the console does not get, or gets from somebody else."""
+    def note(self, text: str) -> None:
+        """Whole lines into the file only, which the console does not get, or gets from somebody else."""
         with self._lock:
             if self.log is not None:
                 self._write_lines(text.splitlines())

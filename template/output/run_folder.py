@@ -108,6 +108,32 @@ def remove_run(folder):
         shutil.rmtree(path)
 
 
+def take_away(ckpt_dir, run_name, log_name):
+    """Remove the folders of a run in which nothing was done, where they hold nothing but its log and config, and the heads
+    of event files. Returns ``{path: content}``."""
+    taken = {}
+    for folder, is_empty in ((Path(ckpt_dir), lambda path: path.name in (log_name, "config.json")),
+                             (Path(TENSORBOARD_ROOT, run_name), _is_head)):
+        with suppress(OSError):  # what cannot be removed stays
+            files = list(folder.iterdir())
+            if all(map(is_empty, files)):
+                taken |= {path.absolute(): path.read_bytes() for path in files}
+                shutil.rmtree(folder)
+    return taken
+
+
+def _is_head(path):
+    """Whether it is an event file in which nothing stands yet."""
+    return path.name.startswith("events.out.tfevents") and path.stat().st_size <= 200
+
+
+def put_back(taken):
+    """What ``take_away`` returned."""
+    for path, content in taken.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
 def free_run_name(name):
     """``name``, or with a time stamp when TensorBoard already shows a run of that name."""
     return f"{name}_{time_stamp()}" if (Path(TENSORBOARD_ROOT) / name).exists() else name

@@ -7,6 +7,7 @@
 - ``prepare.py``: how does a model get onto the device, and compiled?
 - ``evaluation.py``: how is an evaluation scored?
 - ``assignments.py``: what happens to a setting that is changed during the run?
+- ``explain.py``: what is added to an error on the first batch?
 - ``class_attributes.py``: what of a subclass's class body counts?
 - ``checkpoints.py``: when is a run saved?
 - ``lifetime.py``: how does a run go on, how is it left and closed?

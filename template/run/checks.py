@@ -7,13 +7,13 @@ needs data is in ``preflight.py``.
 
 import difflib
 import inspect
-import warnings
 
 import torch
 from torch import nn
 
 from ..data.nested import loader_length
-from ..metrics.best import ask_for_direction, better_when
+from ..hooks import EVENTS
+from ..output.warn import warn
 from ..parallel.gradients import MODES
 from ..update import lr_scheduler
 from .class_attributes import check_properties
@@ -26,8 +26,12 @@ _NOT_CALLED_BY_TRAINING = {"epochs", "fit", "test", "predict"}
 # --- without running anything ---------------------------------------------------------------------------------------
 
 
-def check_attributes(model):
-    """Everything that can be seen from the attributes of a ``TemplateModel``."""
+def check_attributes(model, overrides):
+    """Everything that can be seen from the attributes of a ``TemplateModel``.
+
+    Args:
+        overrides: function of a method's name: whether the subclass has one of its own.
+    """
     check_properties(model)
     _check_types(model)
     check_device(model.device)
@@ -40,6 +44,8 @@ def check_attributes(model):
     _check_parameters(model)
     _check_hidden_methods(model)
     _check_misspelled(model)
+    _check_own_loss(model, overrides)
+    _check_evaluations(model)
 
 
 def _check_types(model):
@@ -49,12 +55,13 @@ def _check_types(model):
             raise TypeError(f"{name} must be a list, got one {type(value).__name__}. Write self.{name} = [it].")
         if not isinstance(value, (list, tuple, nn.ModuleList)) or not all(isinstance(part, kind) for part in value):
             raise TypeError(f"{name} must be a list of {kind.__name__}, got {short(value)}. Set it in __init__, after "
-                            "super().__init__().")
+                            f"super().__init__().{_hint(model, name)}")
         if not len(value):
             raise ValueError(f"{name} must not be empty. Set it in __init__, after super().__init__().")
     check_criterion(model.criterion)
     if model.train_loader is None:
-        raise ValueError("train_loader must be set: a DataLoader, a TensorLoader or any iterable of batches.")
+        raise ValueError("train_loader must be set: a DataLoader, a TensorLoader or any iterable of batches."
+                         f"{_hint(model, 'train_loader')}")
 
 
 def check_criterion(criterion):
@@ -65,6 +72,13 @@ def check_criterion(criterion):
 def check_callbacks(callbacks):
     if callbacks is not None and not isinstance(callbacks, (list, tuple)):
         raise TypeError(f"callbacks must be a list, got {short(callbacks)}.")
+    for callback in callbacks or ():
+        if isinstance(callback, type):
+            name = callback.__name__
+            raise TypeError(f"callbacks must hold objects, got the class {name}. Write {name}().")
+        if not any(hasattr(callback, event) for event in EVENTS):
+            raise TypeError(f"callbacks must hold objects with methods such as on_train_end, got {short(callback)}. Derive "
+                            "it from Callback, which has them all.")
 
 
 def check_count(name, value):
@@ -90,6 +104,8 @@ def _check_choices(model):
     }
     for name, accepted in choices.items():
         if getattr(model, name) not in accepted:
+            if name == "lr_scheduler_type":
+                _refuse_schedule(model.lr_scheduler_type, accepted)
             raise ValueError(f"{name} must be one of {list(accepted)}, got {getattr(model, name)!r}.")
     modes = model.key_metric_mode
     for mode in modes.values() if isinstance(modes, dict) else [modes]:
@@ -116,6 +132,17 @@ def _check_choices(model):
     check_callbacks(model.callbacks)
     if model.sync_batchnorm and torch.device(model.device).type != "cuda":
         raise ValueError("sync_batchnorm = True needs GPUs: torch has no SyncBatchNorm for the CPU. Set it to False there.")
+
+
+def _refuse_schedule(kind, accepted):
+    """A schedule that is none of ours may be one of torch's, whose place is another."""
+    name = kind if isinstance(kind, str) else getattr(kind, "__name__", type(kind).__name__)
+    theirs = {known.lower(): known for known in vars(torch.optim.lr_scheduler) if known[0].isupper()}
+    if known := theirs.get(name.lower()) or theirs.get(f"{name.lower()}lr"):
+        raise ValueError(
+            f"lr_scheduler_type must be one of {list(accepted)}, got {kind!r}. For that scheduler of torch, set "
+            f"lr_scheduler_list = [torch.optim.lr_scheduler.{known}(optimizer, …)], with one for each optimizer."
+        )
 
 
 def check_loader(loader, name):
@@ -200,19 +227,76 @@ def _check_hidden_methods(model):
 
 
 def _check_misspelled(model):
-    """``self.warmup_epoch = 5`` would otherwise be silently ignored."""
-    known = [name for base in type(model).__mro__ if base.__module__.endswith(".template") for name in vars(base)]
-    known += model.attribute_names
+    """``self.warmup_epoch = 5`` would otherwise be silently ignored. Where the real one is missing, less of it is enough."""
+    known = _known_names(model)
     plain = {_plain(name): name for name in known if not name.startswith("_")}
     plain["lrscheduler"] = "lr_scheduler_list or lr_scheduler_type"
-    for name in set(vars(model)) - set(known):
-        close = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.93)
-        if close and not name.startswith("_") and not name[-1].isdigit():
-            warn(f"self.{name} is no attribute of TemplateModel and has no effect there. Did you mean {plain[close[0]]}?")
+    for name in sorted(set(vars(model)) - known):
+        for close in difflib.get_close_matches(_plain(name), plain, n=1, cutoff=_ALIKE):
+            likeness = difflib.SequenceMatcher(None, _plain(name), close).ratio()
+            is_missing = plain[close] in _LIKELY_MISSED and getattr(model, plain[close]) is None
+            if (is_missing or likeness >= 0.93) and not name.startswith("_") and not name[-1].isdigit():
+                warn(f"self.{name} is no attribute of TemplateModel and has no effect there. Did you mean {plain[close]}?")
+
+
+def _known_names(model):
+    known = {name for base in type(model).__mro__ if base.__module__.endswith(".template") for name in vars(base)}
+    return known | model.attribute_names
 
 
 def _plain(name):
     return name.replace("_", "").lower()
+
+
+_ALIKE = 0.8
+_LIKELY_MISSED = ("model_list", "optimizer_list", "criterion", "train_loader", "eval_loader")
+_OTHER_WORDS = {"criterion": {"lossfn", "lossfunc", "lossfun", "lossfunction", "loss", "losses", "lossmodule", "objective"}}
+
+
+def _instead(model, name):
+    """The attribute of a person's own that may be meant to be ``name``, or None."""
+    own = {_plain(other): other for other in vars(model) if other not in _known_names(model)}
+    words = [word for word in own if word in _OTHER_WORDS.get(name, ())]
+    found = [*words, *difflib.get_close_matches(_plain(name), own, n=1, cutoff=_ALIKE)]
+    return own[found[0]] if found else None
+
+
+def _hint(model, name):
+    other = _instead(model, name) if getattr(model, name) is None else None
+    return "" if other is None else f" There is a self.{other}, which TemplateModel does not know: is it meant?"
+
+
+def what_is_missing(model):
+    """``[what may be wrong]`` with a model that gives no loss, or ``[]``; to be called after ``check_init``."""
+    if model.criterion is not None or model.evaluator.writes_losses or model.evaluator.writes_step:
+        return []
+    return ["criterion is None, so the model is given the whole batch and must return its loss. For batches (x, y) set "
+            f"self.criterion.{_hint(model, 'criterion')}"]
+
+
+def _check_own_loss(model, overrides):
+    """A forgotten criterion is found at the first batch, and a likely one already here."""
+    other = _instead(model, "criterion")
+    if model.criterion is None and not (overrides("loss_per_batch") or overrides("train_step")):
+        if other is not None and _plain(other) in _OTHER_WORDS["criterion"] and callable(getattr(model, other)):
+            warn(f"self.{other} is no attribute of TemplateModel. The loss is self.criterion, which is None: then the model "
+                 f"must return its loss itself. Write self.criterion = … instead, if self.{other} is meant.")
+
+
+def _check_evaluations(model):
+    """What follows evaluations, where there is nothing to evaluate."""
+    names = [type(one).__name__ for one in model.callbacks or () if getattr(one, "follows_training", True) is False]
+    if model.eval_loader is None and names:
+        warn(f"{', '.join(names)} looks at evaluations, and there is no eval_loader, so it never acts. Set "
+             'self.eval_loader, or monitor="train/tol_loss".')
+
+
+def note_on_evaluations(model, overrides):
+    """What the run says where it has nothing to evaluate; a loop that calls ``eval()`` cannot be seen before it does."""
+    names = [f"{name}()" for name in ("metric", "eval_scores_per_batch") if overrides(name)]
+    names += [name for name in ("eval_metrics", "key_metric") if getattr(model, name)]
+    unused = f", {' and '.join(names)} {'is' if len(names) == 1 else 'are'} not used" if names else ""
+    return f"no eval_loader (or test_loader): nothing is evaluated{unused}, and eval() would raise an error"
 
 
 # --- at the door of public methods ----------------------------------------------------------------------------------
@@ -239,7 +323,8 @@ def require_no_init(model):
 
 def require_eval_loader(model):
     if model.eval_loader is None:
-        raise ValueError("There is nothing to evaluate: eval_loader (or test_loader) is not set.")
+        raise ValueError("There is nothing to evaluate: eval_loader (or test_loader) is not set. Set it in __init__, or "
+                         "now: it takes effect at once.")
 
 
 def require_batches(model):
@@ -260,41 +345,6 @@ def require_batches(model):
             print(f"  train_loader (a {type(model.train_loader).__name__}) {note}")
 
 
-def resolve_key(model, result):
-    """The name in ``result`` that decides what is best; noted in ``model.key_metric``.
-
-    Raises:
-        ValueError: ``key_metric`` names nothing that was returned, or it is not set and there are several metrics.
-    """
-    numbers = [name for name, value in result.items() if isinstance(value, float)]
-    key = model.key_metric
-    if key is None:
-        metrics = [name for name in numbers if name not in model.eval_loss_names]
-        if len(metrics) > 1:
-            raise ValueError(f"metric() returned {metrics}. Set self.key_metric to the one that decides what is best.")
-        key = (metrics or [name for name in numbers if name.endswith("tol_loss")] or [None])[0]
-    if key not in numbers:  # with a dict of loaders "acc" means the first loader's
-        key = next((name for name in numbers if name.endswith(f"/{key}")), key)
-    if key not in numbers:
-        raise ValueError(
-            f"key_metric {key!r} was not returned by metric() or loss_per_batch(); the evaluation gave {numbers}. Set "
-            "self.key_metric to one of these."
-        )
-    best = better_when(model, key)
-    built = model.lr_schedule.schedulers[0].mode if model.lr_scheduler_type == "metric" else None
-    if built not in (None, best):
-        raise ValueError(
-            f"lr_scheduler_type='metric' was built to wait for a {built}imum, and of {key!r} the {best}imum is best. Set "
-            "key_metric in __init__, so that it is known then, or lr_scheduler_type='loss'."
-        )
-    ask_for_direction(model, key)
-    if model.evaluator.told_rule_of != key:
-        model.evaluator.told_rule_of = key
-        print(f"  best = {'highest' if best == 'max' else 'lowest'} {key}")
-    model.key_metric = key
-    return key
-
-
 def joined(losses, metrics):
     """Losses and metrics of an evaluation in one dict.
 
@@ -305,10 +355,6 @@ def joined(losses, metrics):
     if both:
         raise ValueError(f"A loss and a metric must not share a name; both loss_per_batch and metric() return {both}.")
     return {**losses, **metrics}
-
-
-def warn(message):
-    warnings.warn(message, UserWarning, stacklevel=2)
 
 
 def some(names):

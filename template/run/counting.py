@@ -9,13 +9,13 @@ The rule is that of ``count_samples`` in ``data/nested.py``. Here it learns from
 from __future__ import annotations
 
 import operator
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..data.loaders import batch_sizes
 from ..data.nested import sketch, tell_samples
+from ..output.warn import warn
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -68,5 +68,5 @@ class SampleCounter:
     def _tell(self, what):
         if self.trainer.is_main and not self._is_told:
             self._is_told = True
-            warnings.warn(f"{what} in the means of losses and metrics and in gradient accumulation. Override "
-                          "count_samples(batch) to say what is right.", UserWarning, stacklevel=4)
+            warn(f"{what} in the means of losses and metrics and in gradient accumulation. Override "
+                          "count_samples(batch) to say what is right.")

@@ -6,7 +6,7 @@
 import torch
 from torch import nn
 
-from .checks import warn
+from ..output.warn import warn
 from .defaults import BINARY_THRESHOLDS, CLASS_LOSSES, INDEX_LOSSES, class_dimensions, ignored_label, torch_loss
 
 

@@ -208,17 +208,27 @@ def own_loss(output):
     return output
 
 
-def loss_dict(losses):
-    """A bare loss as ``{"tol_loss": loss}``; a dict must hold that entry.
+def loss_dict(losses, needs_total=True):
+    """A bare loss as ``{"tol_loss": loss}``. In a dict "loss" is another name of "tol_loss"; of an object with a ``loss``
+    that is what counts.
+
+    Args:
+        needs_total: False where only ``train_step`` knows which losses there are: a dict may have any names then.
 
     Raises:
         TypeError, ValueError: neither a loss nor a dict with ``tol_loss``.
     """
+    if isinstance(losses, dict) and "tol_loss" in losses:
+        return losses
+    if type(losses) is not dict and isinstance(getattr(losses, "loss", None), torch.Tensor):
+        losses = losses.loss
     if isinstance(losses, dict):
-        if "tol_loss" not in losses:
+        if "loss" in losses:
+            return {"tol_loss" if name == "loss" else name: value for name, value in losses.items()}
+        if needs_total:
             raise ValueError(
-                f"The dict of losses must hold 'tol_loss', the one that is trained on; it holds {list(losses)}. Add it, "
-                "for instance as the sum of the others."
+                f"The dict of losses must hold 'tol_loss' (or 'loss'), the one that is trained on; it holds {list(losses)}. "
+                "Add it, for instance as the sum of the others."
             )
         return losses
     if not isinstance(losses, (torch.Tensor, float, int)):
@@ -229,3 +239,23 @@ def loss_dict(losses):
             "criterion = None the model itself must return its loss."
         )
     return {"tol_loss": losses}
+
+
+def eval_losses(losses):
+    """What ``loss_per_batch`` gave in an evaluation: None and ``{}`` where a model has no loss in eval mode."""
+    return {} if losses is None else loss_dict(losses, needs_total=False)
+
+
+def score_dict(scores):
+    """What ``metric`` or ``eval_scores_per_batch`` gave; None of a method that is only ``pass`` holds no score.
+
+    Raises:
+        TypeError: it is no dict.
+    """
+    if scores is None:
+        return {}
+    if not hasattr(scores, "items"):
+        what = f"a tensor shaped {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else f"a {type(scores).__name__}"
+        raise TypeError(f"metric() and eval_scores_per_batch() return a dict of names and values, got {what}. Write "
+                        'return {"acc": …}, with the name of your metric.')
+    return scores

@@ -13,7 +13,7 @@ What is done with the result (best values, schedules, files) stands in ``Templat
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +31,7 @@ from ..metrics.one_forward import OneForward
 from ..parallel.ranks import ALONE
 from ..update.schedule_free import averaged
 from .checks import joined
-from .defaults import adds_up, criterion_loss, input_of, loss_dict, split_batch
+from .defaults import adds_up, criterion_loss, eval_losses, input_of, loss_dict, score_dict, split_batch
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -52,10 +52,11 @@ class Evaluator:
         self.writes_step = overrides("train_step")
         self.batches: dict[str, Any] = {}    # by prefix of their results
         self.test_batches: dict[str, Any] = {}
+        self.is_computing = False            # numbers from what was collected; True after an error in it
         self.asked_about: set[str] = set()   # names whose direction nobody knows, see metrics/best.py
         self.num_batches: int | None = None  # of the evaluation that runs; None where a loader has no length
         self.told_weights = False            # predict said which weights it takes, see predictions.py
-        self.told_rule_of = None             # the metric of which it was said what counts as best
+        self.told_rule_of: str | None = None  # the metric of which it was said what counts as best
 
     def set_loader(self, loader):
         """What ``score`` reads from now on."""
@@ -110,14 +111,18 @@ class Evaluator:
             read = {prefix: self.trainer.lifetime.until_asked_to_leave(part.epoch(0)) for prefix, part in batches.items()}
             return self._score(read, on_eval_batch, self.trainer.world)
 
-    def score_first_batch(self):
+    def score_first_batch(self, before):
         """The same of one batch of each loader, for the check before training: callbacks do not see it, and the models and
-        the criterion keep nothing of it."""
+        the criterion keep nothing of it.
+
+        Args:
+            before: function of a batch that is about to be scored.
+        """
         trainer = self.trainer
         modules = [*trainer.model_list, *([trainer.criterion] if isinstance(trainer.criterion, nn.Module) else [])]
         kept = nullcontext() if trainer.is_sharded else unchanged(modules)
         with rng_kept(), kept:
-            return self._score({prefix: [part.first()] for prefix, part in self.batches.items()}, (), ALONE)
+            return self._score({prefix: _first_of(part, before) for prefix, part in self.batches.items()}, (), ALONE)
 
     @contextmanager
     def events(self):
@@ -132,7 +137,7 @@ class Evaluator:
 
     def _score(self, batches_by_prefix, on_eval_batch, world):
         trainer = self.trainer
-        result, trainer.eval_loss_names = {}, set()
+        result, trainer.eval_loss_names, self.is_computing = {}, set(), False
         if trainer.stepper.parallel is not None:
             trainer.stepper.parallel.before_evaluation(trainer.model_list)
         passes_on = trainer.one_forward or self.writes_losses and not self.writes_scores
@@ -164,7 +169,10 @@ class Evaluator:
                 name = f"{prefix.rstrip('/')!r} of the loaders" if prefix else "the loader"
                 raise ValueError(f"An evaluation needs batches, and {name} gave none. Look at the size of its dataset, and "
                                  "whether it can be read only once.")
-            return losses.compute(world), metrics.compute(world)
+            self.is_computing = True
+            computed = losses.compute(world), metrics.compute(world)
+            self.is_computing = False
+            return computed
         finally:
             metrics.reset()
 
@@ -181,14 +189,14 @@ class Evaluator:
                 x, y = split_batch(batch, trainer.input_dtype)
                 pred = trainer.inference(x)
                 losses.update(means(loss_dict(criterion_loss(trainer, pred, y)), num_samples), num_samples)
-                metrics.update(trainer.metric(pred, y), num_samples)
+                metrics.update(score_dict(trainer.metric(pred, y)), num_samples)
 
         def as_written(batch, num_samples, losses, metrics):
             if self.has_loss:
                 with autocast(), forwards.recording():
-                    losses.update(means(loss_dict(trainer.loss_per_batch(batch)), num_samples), num_samples)
+                    losses.update(means(eval_losses(trainer.loss_per_batch(batch)), num_samples), num_samples)
             with autocast(), forwards.replaying():
-                metrics.update(trainer.eval_scores_per_batch(batch), num_samples)
+                metrics.update(score_dict(trainer.eval_scores_per_batch(batch)), num_samples)
 
         is_our_own = not self.writes_losses and not self.writes_scores and trainer.criterion is not None
         return passing_on if is_our_own else as_written
@@ -205,3 +213,10 @@ class Evaluator:
                 self.trainer.loss_per_batch(batch)
             else:
                 self.trainer.inference(input_of(batch, self.trainer.input_dtype))
+
+
+def _first_of(batches, before):
+    with suppress(StopIteration):
+        batch = batches.first()
+        before(batch)
+        yield batch

@@ -11,13 +11,15 @@ import os
 import signal
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.saver import SaveError
 from ..data.seeding import capture_rng, restore_rng
 from ..hooks import run_all
-from ..output import forks
+from ..output import forks, run_folder
 from ..output.run_lock import RunInUse
+from ..output.warn import warnings_noted
 from .signals import Interrupted, Left, StopRequest, ending, is_interactive
 
 if TYPE_CHECKING:
@@ -43,6 +45,10 @@ class Lifetime:
         self.half_evaluated = False  # best values, schedules and callbacks know an evaluation that is not over
         self._at_next_epoch: dict[str, Any] = {}  # by name
         self.look_at_criterion = None  # function of (criterion, what it is given), on the first batches
+        self.explain = None            # function of an error there, which adds to it what helps
+        self.will_evaluate = False     # the loop is that of ``fit()``, which calls ``eval()``
+        self.folder_is_new = False     # nothing was in ckpt_dir when this run began, and nothing was done since
+        self._taken_away: dict[Path, bytes] = {}  # files of a folder in which nothing was trained
         self.will_be_closed = False  # the loop is that of ``epochs()``, which waits for every file at its end
         self._is_closed = True       # on_exit was called since anything ran
         self._is_in_child = False    # of a fork, which is not the run: nothing is saved or cleaned up there
@@ -158,6 +164,8 @@ class Lifetime:
         Args:
             only_looks: it held the weights alone, which are no state to continue from until training goes on with them.
         """
+        self._put_folder_back()
+        self.folder_is_new = False
         self.open_epoch = self.evaluated_epoch = self._cut_epoch = self._left = None
         self.only_looks = only_looks
         self.half_evaluated = False
@@ -243,6 +251,7 @@ class Lifetime:
             call: name of what every rank has to call now, where that was not looked at before.
         """
         trainer, lock = self.trainer, self.checkpoints.lock
+        self._put_folder_back()
         self._is_closed = False
         self._depth += 1
         with trainer.stdout_logger.session():
@@ -251,7 +260,9 @@ class Lifetime:
             try:
                 if call is not None:
                     trainer.world.begin(call)
-                yield
+                with warnings_noted(trainer.stdout_logger.note):
+                    yield
+                self.folder_is_new = False
                 if self._depth == 1 and is_interactive():
                     self.leave_when_asked()  # not in another cell, later
             except (Left, Interrupted):
@@ -270,6 +281,8 @@ class Lifetime:
 
     def _end_after(self, error):
         trainer = self.trainer
+        if self.explain is not None:
+            self.explain(error)
         trainer.stdout_logger.write_traceback(error)
         trainer.world.fail(error)
         self._save_after(error)
@@ -278,6 +291,7 @@ class Lifetime:
             self.close()
         except Exception as failure:
             print(f"While closing after that error: {type(failure).__name__}: {failure}")
+        self._take_folder_away(error)
         if trainer.world.is_lost(error):
             self._end_with_the_others(error)
         if self.stop_request.came_twice and isinstance(error, KeyboardInterrupt):
@@ -337,6 +351,22 @@ class Lifetime:
         os.write(sys.__stderr__.fileno(), f"rank {world.rank} ends, because {world.reason_of_loss(error)}\n".encode())
         raise SystemExit(1) from None
 
+    def _take_folder_away(self, error):
+        """A run that an error ended before its first update leaves no folder. Where this trainer goes on, it is put back."""
+        trainer = self.trainer
+        if trainer.global_step or self._depth > 1 or not (self.folder_is_new and isinstance(error, Exception)):
+            return
+        self.folder_is_new = False
+        folder = trainer.path_of(".")
+        self._taken_away = run_folder.take_away(folder, trainer.run_name, Path(trainer.stdout_logger.filename).name)
+        if not folder.exists():
+            print(f"Nothing was trained, so the folder {trainer.ckpt_dir} was removed.", file=sys.stderr)
+
+    def _put_folder_back(self):
+        if self._taken_away:
+            run_folder.put_back(self._taken_away)
+            self._taken_away, self.folder_is_new = {}, True
+
     # --- the end --------------------------------------------------------------------------------------------------
 
     def close(self):
@@ -378,9 +408,11 @@ class Lifetime:
 
     def close_at_exit(self):
         """At the interpreter's exit, for loops that never called ``close()``."""
-        if self.trainer.world.size > 1 and hasattr(sys, "last_value"):
+        error = getattr(sys, "last_value", None)
+        if self.trainer.world.size > 1 and error is not None:
             self.open_epoch = None  # an error ends this rank, and the others wait elsewhere
         self.close()
+        self._take_folder_away(error)  # load_state found no file, for instance
 
     # --- words ----------------------------------------------------------------------------------------------------
 

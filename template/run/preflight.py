@@ -6,15 +6,19 @@ itself. It does not change a bit of the training. What certainly breaks the run 
 ``checks.py``.
 """
 
-import sys
-
 from torch import nn
 
+from ..data.nested import sketch
 from ..data.seeding import capture_rng, restore_rng
 from ..hooks import Callback
+from ..metrics.best import find_name, resolve_key
+from ..output.warn import warn
 from ..update.guard import fetch_losses
-from .checks import parameter_names, resolve_key, some, warn
+from .checks import parameter_names, some, what_is_missing
 from .criterion_inputs import check_criterion_inputs
+from .explain import explain, in_words
+
+_OF_CHECK = "The first eval batch, in eval mode"
 
 
 def preflight(model):
@@ -29,11 +33,26 @@ class Preflight(Callback):
     def __init__(self):
         self.undo = []
         self.has_gradient = set()
+        self.looked_at = None  # "The first training batch: …" of which an error is explained
 
     def on_train_start(self, model):
+        model.lifetime.explain = lambda error: explain(error, self._lines(model, error))
         self._listen_to_criterion(model)
         if model.eval_loader is not None:
             self._score_one_batch(model)
+        self.looked_at = None
+
+    def on_batch(self, model, batch):
+        self.looked_at = "The first training batch", batch
+
+    def _lines(self, model, error):
+        """What is said of an error: the batch, what may be missing, and how to go on without the check."""
+        if self.looked_at is None:
+            return []
+        name, batch = self.looked_at
+        is_check = name == _OF_CHECK and "preflight" not in str(error)
+        return [f"{name}: {sketch(batch, with_dtypes=True)}", *what_is_missing(model),
+                *(["preflight = False leaves out this check before training."] if is_check else [])]
 
     def _listen_to_criterion(self, model):
         """A module tells what it is given; a function is seen where the default ``loss_per_batch`` calls it."""
@@ -45,18 +64,48 @@ class Preflight(Callback):
             self.undo.append(lambda: setattr(model.lifetime, "look_at_criterion", None))
 
     def _score_one_batch(self, model):
-        """``metric()`` that raises or lacks ``key_metric`` shows itself now. RNG, counters and metrics are put back."""
+        """``metric()`` that raises or lacks ``key_metric`` shows itself now. RNG, counters and metrics are put back.
+
+        It stops the run where ``fit`` will evaluate, and where one batch tells: an AUROC may need more than one. Else it is
+        not known whether there will be an evaluation: many have a loader that they never evaluate.
+        """
         rng, counter, key = capture_rng(), model.global_step_eval, model.key_metric
+
+        def look(batch):
+            self.looked_at = _OF_CHECK, batch
+
         try:
-            result = model.evaluator.score_first_batch()
-            resolve_key(model, result)
-        except Exception:
-            print("The evaluation of one batch failed, before training began (preflight = False skips this):",
-                  file=sys.stderr)
-            raise
+            result = model.evaluator.score_first_batch(look)
+        except Exception as error:
+            restore_rng(rng)
+            if model.lifetime.will_evaluate and not model.evaluator.is_computing:
+                raise
+            self._warn_of(model, error)
+        else:
+            self._look_at_names(model, result)
         finally:
             restore_rng(rng)
             model.global_step_eval, model.key_metric = counter, key
+
+    def _warn_of(self, model, error):
+        what = ("The metrics could not be computed from the first eval batch alone. If they do not need more than that, "
+                "eval() will raise this error:" if model.evaluator.is_computing else
+                "The first eval batch could not be scored in eval mode. Training goes on; eval() would raise this error:")
+        if model.is_main:
+            warn(f"{what}\n{in_words(error, self._lines(model, error))}")
+
+    def _look_at_names(self, model, result):
+        """Some batches may lack a metric, so a name that is missing here is a warning."""
+        names = [name for name, value in result.items() if isinstance(value, float)]
+        key = model.key_metric
+        if names and (key is None or find_name(key, names)):
+            resolve_key(model, result)
+        elif model.is_main:
+            asked = "" if key is None else f"key_metric {key!r} is not among them. If no batch gives it, "
+            warn(f"The first eval batch gave {names}. {asked or 'Without any loss or metric '}eval() will raise an error.")
+        for callback in model.hooks.callbacks:
+            if hasattr(callback, "look_for_monitor"):
+                callback.look_for_monitor(list(result), of_training=False)
 
     def on_before_step(self, model):
         self.has_gradient.update(p for p in model.stepper.parameters() if p.grad is not None)
@@ -65,6 +114,7 @@ class Preflight(Callback):
         self._remove(model)
         fetch_losses(model)
         self._check_gradients(model)
+        self._check_names(model, [f"train/{name}" for losses, _ in model.running_losses.recent[:1] for name in losses])
 
     def _check_gradients(self, model):
         names = parameter_names(model)
@@ -78,10 +128,20 @@ class Preflight(Callback):
             warn(f"{some(left)} still hold gradients after the update, which leak into the next one: a loss that was not "
                   "theirs went through them. Name the optimizer in train_step: backward(loss, i).")
 
+    def _check_names(self, model, names):
+        for callback in model.hooks.callbacks:
+            if hasattr(callback, "look_for_monitor"):
+                callback.look_for_monitor(names, of_training=True)
+        if model.lr_scheduler_type == "loss" and model.eval_loader is None and "train/tol_loss" not in names:
+            names = [name.removeprefix("train/") for name in names]
+            warn("lr_scheduler_type='loss' follows 'tol_loss' of train_step where there is no eval_loader, and train_step "
+                 f"gave {names}, so the rate never falls. Add that entry.")
+
     def on_exit(self, model):
         self._remove(model)
 
     def _remove(self, model):
+        self.looked_at = model.lifetime.explain = None
         while self.undo:
             self.undo.pop()()
         model.hooks.remove(self)

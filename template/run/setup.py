@@ -20,14 +20,16 @@ from ..data.seeding import seed_everything, seed_of_run
 from ..data.shares import Share
 from ..hooks import Hooks
 from ..metrics.best import better_when
-from ..output import run_folder
+from ..output import run_folder, run_lock
 from ..output.logger import Logger
+from ..output.warn import warnings_noted
 from ..parallel import ranks
 from ..parallel.gradients import make_parallel
 from ..update import schedule_free
 from ..update.guard import make_guard
 from ..update.schedule import build_schedule
 from ..update.stepper import Stepper
+from .checks import check_attributes, note_on_evaluations
 from .defaults import parameter_dtype
 from .evaluation import Evaluator
 from .preflight import preflight
@@ -38,13 +40,22 @@ if TYPE_CHECKING:
 
 
 def set_up(trainer: TemplateModel, callbacks, overrides, log_name, clean_log, arg, use_tb):
-    """Build the parts of a ``TemplateModel`` whose attributes were checked.
+    """Check what was set in a ``TemplateModel`` and build its parts. What is warned of meanwhile stands in the log too.
 
     Args:
-        callbacks: the default set and the user's own.
+        callbacks: function of the user's own, which gives the default set and these.
         overrides: function of a method's name: whether the subclass has one of its own.
         log_name, clean_log, arg, use_tb: as in ``check_init``.
     """
+    earlier: list[str] = []
+    with warnings_noted(earlier.append):
+        check_attributes(trainer, overrides)
+        _build(trainer, callbacks(trainer.callbacks or ()), overrides, log_name, clean_log, arg, use_tb)
+    for text in earlier:  # most came before there was a log
+        trainer.stdout_logger.note(text)
+
+
+def _build(trainer, callbacks, overrides, log_name, clean_log, arg, use_tb):
     device = _meet_others(trainer)
     _prepare_models(trainer, device)
     seed, reached_weights = trainer.world.share(seed_of_run(trainer.seed))
@@ -77,6 +88,8 @@ def set_up(trainer: TemplateModel, callbacks, overrides, log_name, clean_log, ar
               f"seed_everything({seed}) before you build the models.")
     for note in notes_on_last_round(trainer.train_loader, trainer.world.size):
         print(f"  {note}")
+    if trainer.eval_loader is None:
+        print(f"  {note_on_evaluations(trainer, overrides)}")
     for note in trainer.train_batches.notes():
         print(f"  not exact when continued: {note}")
     for note in schedule_free.notes(trainer.model_list, trainer.optimizer_list):
@@ -131,6 +144,7 @@ def _open_run(trainer, log_name, clean_log, arg, use_tb):
     trainer.asked_dir = str(trainer.ckpt_dir)
     trainer.ckpt_dir, trainer.run_name = world.from_main(
         lambda: run_folder.prepare(trainer.asked_dir, trainer.run_name, trainer.overwrite, trainer.checkpoints.lock))
+    trainer.lifetime.folder_is_new = world.size == 1 and set(os.listdir(trainer.ckpt_dir)) <= {run_lock.NAME}
     trainer.stdout_logger = Logger(trainer.path_of(log_name) if world.is_main else os.devnull)
     if clean_log and world.is_main:
         trainer.stdout_logger.clean()

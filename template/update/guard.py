@@ -33,15 +33,20 @@ def fetch_losses(trainer: TemplateModel):
     """
     window = trainer.running_losses.fetch()
     if trainer.skip_non_finite:
-        window[:] = [entry for entry in window if math.isfinite(entry[0]["tol_loss"])]
+        window[:] = [entry for entry in window if math.isfinite(_sum(entry[0]))]
     for position, (losses, num_samples) in enumerate(window):
-        if num_samples and not math.isfinite(losses["tol_loss"]):  # a mean over nothing is no number
+        if num_samples and not math.isfinite(_sum(losses)):  # a mean over nothing is no number
             batch = trainer.batches_done - len(window) + position + 1
             raise FloatingPointError(
-                f"The loss must stay finite; it is {losses['tol_loss']} in epoch {trainer.epoch}, batch {batch} (all "
+                f"The loss must stay finite; it is {_sum(losses)} in epoch {trainer.epoch}, batch {batch} (all "
                 f"entries: {losses}), seen at update {trainer.global_step}. Training stops; the files on disk are from "
                 "before. Lower the learning rate, warm up, clip gradients, look at that batch, or set skip_non_finite."
             )
+
+
+def _sum(losses):
+    """What is not finite when the loss is not: ``tol_loss``, or all losses of a ``train_step`` that has none."""
+    return losses["tol_loss"] if "tol_loss" in losses else sum(losses.values())
 
 
 def tell_skipped(trainer: TemplateModel, in_a_row: int):

@@ -19,6 +19,7 @@ import torch
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from ..data.nested import loader_length
+from ..output.warn import warn
 from .lr_scheduler import FACTORS, NamedSchedule, WarmUpLR, build_scheduler, set_rate
 from .user_schedulers import Watched, counts_updates, length_of
 
@@ -208,10 +209,10 @@ class Schedule:
         deaf = [one for one in self._plateaus if one.scheduler.mode == "max" or self.watched == "metric"]
         if deaf:
             what = "lr_scheduler_type='metric'" if self.watched else f"{deaf[0].name} (ReduceLROnPlateau, mode='max')"
-            warnings.warn(
+            warn(
                 f"{what} follows an evaluation, and there is no eval_loader: the rate falls only when you call "
                 "update_lr_scheduler(key_metric=…). Set eval_loader, or lr_scheduler_type='loss', which then follows the "
-                "training loss.", UserWarning, stacklevel=2)
+                "training loss.")
 
     # --- the length of the run ------------------------------------------------------------------------------------
 

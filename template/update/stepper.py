@@ -12,7 +12,6 @@ What is switched off is not called at all: a call costs an update about 1 us whe
 """
 
 import time
-import warnings
 from contextlib import nullcontext
 from itertools import islice
 from typing import Any
@@ -23,6 +22,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from ..data.nested import Fresh, copied
 from ..data.shares import Uneven
 from ..output.speed import Speed
+from ..output.warn import warn
 from .schedule_free import train_mode
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -155,8 +155,8 @@ class Stepper:
         if not self._is_told:
             self._is_told = True
             of = "the batch" if count == 1 else f"all {count} batches"
-            warnings.warn(f"count_samples() gave 0 for {of} of an update, so there is nothing to follow and no weight was "
-                          "changed. This is said once.", UserWarning, stacklevel=3)
+            warn(f"count_samples() gave 0 for {of} of an update, so there is nothing to follow and no weight was "
+                          "changed. This is said once.")
 
     def backward(self, loss, index=None):
         """Add the gradients of ``loss``, a 0-dim tensor: the mean over the micro-batch's samples, or their sum where losses

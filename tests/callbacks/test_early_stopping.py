@@ -112,8 +112,25 @@ def test_a_monitor_that_no_result_contains_lists_what_there_is():
     with pytest.raises(ValueError, match=r"monitors 'f1', which is not among \['tol_loss', 'score'\]"):
         stopped_after([0.1], monitor="f1", mode="max")
     trainer = tiny_trainer(callbacks=[EarlyStopping("train/l2")])
-    with pytest.raises(ValueError, match=r"monitors 'train/l2', which is not among \['train/tol_loss'\]"):
+    with (pytest.raises(ValueError, match=r"monitors 'train/l2', which is not among \['train/tol_loss'\]"),
+          pytest.warns(UserWarning, match=r"monitors 'train/l2', and the first batch gave \['train/tol_loss'\]")):
         trainer.train_loop()
+
+
+@pytest.mark.parametrize("monitor", ["train_loss", "train/loss", "train/tol_loss", "val_loss", "eval/tol_loss", "loss",
+                                     "val_acc", "accuracy"])
+def test_the_usual_names_of_other_libraries_are_understood(monitor):
+    trainer = tiny_trainer(callbacks=[EarlyStopping(monitor)])
+    trainer.fit(1)
+    (stopping,) = trainer.callbacks
+    values = {"train": trainer.hooks.callbacks[2].rows[-1]["train/tol_loss"], "acc": trainer.eval_result["acc"]}
+    name = "train" if "train" in monitor else "acc" if "acc" in monitor else None
+    assert stopping.best == values.get(name, trainer.eval_result["tol_loss"])
+
+
+def test_one_that_would_never_act_is_told():
+    with pytest.warns(UserWarning, match="EarlyStopping looks at evaluations, .*no eval_loader, so it never acts"):
+        tiny_trainer(callbacks=[EarlyStopping()], eval_loader=None)
 
 
 @pytest.mark.parametrize("arguments, rule", [

@@ -372,7 +372,7 @@ def test_labels_out_of_range_are_told_with_their_range():
     with pytest.raises(ValueError, match="labels from -1 to -1"):
         check(train_loader=labelled([-1] * 20)).train_loop()
     with pytest.raises(ValueError, match="labels from 1 to 3"):
-        check(eval_loader=loader).train_loop()  # seen before the first update, too
+        check(eval_loader=loader).fit(1)  # seen before the first update, too
 
 
 def tokens(length, num_classes, count=20):
@@ -387,7 +387,7 @@ def test_scores_with_the_classes_last_are_told_where_they_belong(criterion, eval
     trainer = check(model=nn.Embedding(9, 9), criterion=criterion, train_loader=loader,
                     eval_loader=list(loader) if eval_too else None)
     with pytest.raises(ValueError) as caught:
-        trainer.train_loop()
+        trainer.fit(1)
     message = str(caught.value)
     for said in ("classes in dimension 1", "(10, 7, 9)", "(10, 7)", "pred.flatten(0, 1), y.flatten(0, 1)",
                  "pred.transpose(1, 2)", "preflight = False"):
@@ -603,38 +603,6 @@ def test_a_loss_that_is_not_finite_stops_at_the_first_update():
     assert trainer.global_step == 1
 
 
-def test_a_metric_that_raises_shows_itself_before_the_first_update(capfd):
-    class Broken(Tiny):
-        def metric(self, pred, y):
-            raise KeyError("no such score")
-
-    trainer = Broken()
-    trainer.check_init(use_tb=False)
-    before = weights(trainer)
-    with pytest.raises(KeyError, match="no such score"):
-        trainer.train_loop()
-    assert "before training began (preflight = False skips this)" in capfd.readouterr().err
-    assert trainer.global_step == 0 and torch.equal(weights(trainer), before)
-
-
-def test_a_key_metric_that_is_not_returned_is_told_before_the_first_update():
-    trainer = check(key_metric="f1")
-    with pytest.raises(ValueError, match=r"key_metric 'f1' was not returned.*'tol_loss', 'acc'.*Set self.key_metric"):
-        trainer.train_loop()
-    assert trainer.global_step == 0
-
-
-def test_several_metrics_without_a_key_are_told_before_the_first_update():
-    class Two(Tiny):
-        def metric(self, pred, y):
-            return {"acc": 0.5, "f1": 0.5}
-
-    trainer = Two()
-    trainer.check_init(use_tb=False)
-    with pytest.raises(ValueError, match=r"metric\(\) returned \['acc', 'f1'\]. Set self.key_metric"):
-        trainer.train_loop()
-
-
 def test_a_plateau_schedule_that_waits_for_the_wrong_direction_is_told_before_the_first_update():
     class NoMetric(Tiny):
         def metric(self, pred, y):
@@ -655,7 +623,8 @@ def test_a_metric_with_the_name_of_a_loss_is_told():
     trainer = Twice()
     trainer.check_init(use_tb=False)
     with pytest.raises(ValueError, match=r"must not share a name.*\['tol_loss'\]"):
-        trainer.train_loop()
+        trainer.fit(1)
+    assert trainer.global_step == 0
 
 
 def test_preflight_off_lets_everything_through():
@@ -733,7 +702,7 @@ def test_the_criterion_is_given_back_after_an_error_too():
     def criterion(pred, y):
         raise OSError("broken")
 
-    trainer = check(criterion=criterion)
+    trainer = check(criterion=criterion, eval_loader=None)
     with pytest.raises(OSError, match="broken"):
         trainer.train_loop()
     assert trainer.criterion is criterion
@@ -785,5 +754,5 @@ def test_checking_takes_no_time_to_speak_of():
     from template.run.checks import check_attributes
 
     started = time.perf_counter()
-    check_attributes(trainer)
+    check_attributes(trainer, trainer._overrides)
     assert time.perf_counter() - started < 0.5  # it takes about 5 ms; quadratic work would take seconds
