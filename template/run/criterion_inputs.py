@@ -29,10 +29,12 @@ def check_criterion_inputs(criterion, args, ignore_index=None):
     if loss in CLASS_LOSSES:
         _check_class_labels(name, loss, pred, y, ignored_label(criterion) if ignore_index is None else ignore_index)
     elif _mixes_samples(pred, y, loss):
-        _refuse(
-            f"{name} would broadcast pred {tuple(pred.shape)} against y {tuple(y.shape)} and compare every prediction with "
-            f"other samples' labels. Make the shapes equal, e.g. with y.unsqueeze(1) or pred.squeeze(1)."
-        )
+        shapes, cure = f"pred {tuple(pred.shape)}", "Make the shapes equal, e.g. with y.unsqueeze(1) or pred.squeeze(1)."
+        if loss is not None:
+            _refuse(f"{name} would broadcast {shapes} against y {tuple(y.shape)} and compare every prediction with other "
+                    f"samples' labels. {cure}")
+        warn(f"{name} is given {shapes} and y {tuple(y.shape)}. If it combines them as they are, every prediction is "
+             f"compared with other samples' labels. {cure} If {name} does so itself, all is well.")
     if loss in BINARY_THRESHOLDS and y.numel():
         low, high = y.min().item(), y.max().item()
         if low < 0 or high > 1:
@@ -132,11 +134,16 @@ _MOVING_NOTHING = ("ToCopyBackward0", "CloneBackward0", "AliasBackward0", "AddBa
 
 
 def _mixes_samples(pred, y, loss):
-    """Whether an element of ``pred`` would meet labels of other samples: the shapes differ in the first dimension or in
-    the number of dimensions, and still broadcast."""
+    """Whether broadcasting would cross the batch dimension: each of the two is repeated along a dimension of the other, as
+    [B, 1] with [B] is, or the labels [B] come to stand along another dimension of ``pred`` [B, B] than the first. Quantiles
+    [B, Q] with [B, 1] and ensembles [M, B] with [B] are no mistake: there the labels alone are repeated."""
     is_elementwise = pred.is_floating_point() and y.is_floating_point() or loss is not None and loss not in INDEX_LOSSES
-    is_aligned = pred.dim() == y.dim() and (pred.dim() == 0 or pred.shape[0] == y.shape[0])
-    return is_elementwise and not is_aligned and _broadcasts(pred, y)
+    if not is_elementwise or not _broadcasts(pred, y) or not pred.dim() or not y.dim():
+        return False
+    dims = max(pred.dim(), y.dim())
+    pairs = list(zip((1,) * (dims - pred.dim()) + tuple(pred.shape), (1,) * (dims - y.dim()) + tuple(y.shape)))
+    is_shifted = pred.dim() > y.dim() and len(pred) == len(y) > 1
+    return any(a < b for a, b in pairs) and any(a > b for a, b in pairs) or is_shifted
 
 
 def _refuse(message):

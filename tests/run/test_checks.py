@@ -487,7 +487,7 @@ def test_labels_of_0_and_1_for_a_loss_that_takes_lists_of_classes_are_warned_abo
     (nn.CrossEntropyLoss(), torch.randn(4, 3), torch.full((4,), 3)),
     (nn.CrossEntropyLoss(), torch.randn(4, 5, 3), torch.zeros(4, 5).long()),
     (nn.L1Loss(), torch.randn(4, 1), torch.randn(4)), (F.l1_loss, torch.randn(4, 1), torch.randn(4)),
-    (nn.SmoothL1Loss(), torch.randn(4, 1), torch.ones(4).long()), (lambda pred, y: 0, torch.randn(4), torch.randn(4, 1)),
+    (nn.SmoothL1Loss(), torch.randn(4, 1), torch.ones(4).long()), (nn.HuberLoss(), torch.randn(4), torch.randn(4, 1)),
     (nn.BCEWithLogitsLoss(), torch.randn(4), torch.full((4,), 2)),
 ])
 def test_every_refusal_says_how_to_go_on_without_it(criterion, pred, y):
@@ -524,6 +524,59 @@ def test_shapes_that_would_broadcast_are_refused(criterion):
     with pytest.raises(ValueError, match=r"would broadcast pred \(10, 1\) against y \(10,\).*unsqueeze\(1\)"):
         check(model=nn.Linear(6, 1), criterion=criterion, train_loader=labelled(torch.rand(30)),
               eval_loader=None).train_loop()
+
+
+def pinball(pred, y):
+    """Three quantiles of one label: pred [B, 3], y [B, 1]; or of all members of an ensemble: pred [M, B, 3]."""
+    quantiles = torch.tensor([0.1, 0.5, 0.9])
+    return torch.maximum(quantiles * (y - pred), (quantiles - 1) * (y - pred)).mean()
+
+
+ONE, ALL = torch.randn(16, 1), torch.randn(16)
+
+
+@pytest.mark.parametrize("criterion", [pinball, nn.MSELoss(), F.l1_loss])
+@pytest.mark.parametrize("pred, y, crosses", [
+    (torch.randn(16, 3), ONE, False), (torch.randn(16, 7, 3), torch.randn(16, 7, 1), False),   # quantiles
+    (torch.randn(5, 16), ALL, False), (torch.randn(5, 16, 1), ONE, False),                     # an ensemble's members
+    (torch.randn(16, 3), torch.randn(3), False), (ONE, torch.randn(16, 3), False), (ALL, torch.tensor(0.5), False),
+    (torch.randn(1, 1), torch.randn(1), False),                                                # one sample
+    (ONE, ALL, True), (ALL, ONE, True), (ONE, ONE.T, True), (torch.randn(16, 1, 7), torch.randn(16, 7), True),
+    (torch.randn(5, 16, 1), ALL, True), (torch.randn(16, 16), ALL, True), (torch.randn(16, 16, 1), ONE, True),
+])
+def test_only_what_crosses_the_batch_is_told(criterion, pred, y, crosses):
+    if not crosses:
+        with silence():
+            return check_criterion_inputs(criterion, (pred, y))
+    if criterion is pinball:  # which may turn them itself
+        with pytest.warns(UserWarning, match=r"If it combines them as they are, .*If pinball does so itself, all is well"):
+            return check_criterion_inputs(criterion, (pred, y))
+    with pytest.raises(ValueError, match="would broadcast pred.*preflight = False"):
+        check_criterion_inputs(criterion, (pred, y))
+
+
+def test_quantiles_of_one_label_are_trained_as_in_a_plain_loop():
+    torch.manual_seed(0)
+    x, model, plain = tiny_data()[0], nn.Linear(6, 3), nn.Linear(6, 3)
+    plain.load_state_dict(model.state_dict())
+    y = x.sum(1, keepdim=True)
+    loader = DataLoader(TensorDataset(x, y), 10)
+    optimizer = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9)
+    for inputs, labels in loader:
+        optimizer.zero_grad()
+        pinball(plain(inputs), labels).backward()
+        optimizer.step()
+    with silence():
+        trainer = check(model=model, criterion=pinball, train_loader=loader, eval_loader=None)
+        trainer.train_loop()
+    assert torch.equal(weights(trainer), torch.cat([p.detach().double().flatten() for p in plain.parameters()]))
+
+
+def test_a_criterion_that_takes_the_dimension_off_itself_is_not_stopped():
+    model, loader = nn.Linear(6, 1), labelled(torch.rand(30))
+    with pytest.warns(UserWarning, match="If <lambda> does so itself, all is well"):
+        check(model=model, criterion=lambda pred, y: F.mse_loss(pred.squeeze(1), y), train_loader=loader,
+              eval_loader=None).fit(1)
 
 
 def test_labels_of_a_binary_loss_lie_between_0_and_1():
