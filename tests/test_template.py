@@ -453,7 +453,7 @@ def test_losses_of_every_name_are_returned_and_only_tol_loss_is_trained_on():
 
 
 @pytest.mark.parametrize("returned, message", [
-    ({"loss": torch.ones(())}, "tol_loss"),
+    ({"cost": torch.ones(())}, "tol_loss"),
     (torch.ones(3), "single number"),
     (None, "return"),
 ])
@@ -595,19 +595,19 @@ def test_count_samples_weighs_losses_by_tokens():
     torch.testing.assert_close(weights(parts), torch.cat([p.detach().double().flatten() for p in model.parameters()]))
 
 
-def test_key_metric_must_be_named_when_there_are_several_and_must_exist():
+def test_key_metric_is_the_loss_when_there_are_several_metrics_and_must_exist():
     class Several(Tiny):
         def metric(self, pred, y):
             return {"a": 1.0, "b": 2.0}
 
     trainer = Several()
     trainer.check_init(use_tb=False)
-    with pytest.raises(ValueError, match=r"\['a', 'b'\].*key_metric"):
-        trainer.train_loop()
-    trainer = Several(key_metric="c")
+    trainer.fit(1)
+    assert trainer.key_metric == "tol_loss"
+    trainer = Several(key_metric="c", preflight=False)
     trainer.check_init(use_tb=False)
     with pytest.raises(ValueError, match="'c' was not returned"):
-        trainer.train_loop()
+        trainer.fit(1)
     trainer = Several(key_metric="tol_loss")
     trainer.check_init(use_tb=False)
     trainer.fit(2)

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from ..data.nested import loader_length
 from ..output.warn import warn
 from .lr_scheduler import FACTORS, NamedSchedule, WarmUpLR, build_scheduler, set_rate
+from .too_short import too_short
 from .user_schedulers import Watched, counts_updates, length_of
 
 if TYPE_CHECKING:
@@ -235,6 +236,9 @@ class Schedule:
             self._tell_of_lengths(left)
         if left.total_epochs is None:
             return
+        if trainer.hooks is not None:
+            for line in too_short(self, left.total_epochs, left.updates_per_epoch):
+                self._tell(line, line)
         is_other_run = self.planned is None or self.planned[0] != left.total_epochs
         is_other_epoch = not is_other_run and self.planned[1] != left.updates_per_epoch
         self.planned = [left.total_epochs, left.updates_per_epoch]

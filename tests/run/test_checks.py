@@ -76,6 +76,13 @@ SGD = torch.optim.SGD(MODEL.parameters(), 0.1)
     ({"lr_scheduler_list": SGD}, TypeError, "lr_scheduler_list must be a list of schedulers", "SGD"),
     ({"warm_up_scheduler_list": "x"}, TypeError, "warm_up_scheduler_list must be a list", "'x'"),
     ({"callbacks": Callback()}, TypeError, "callbacks must be a list", "Callback"),
+    ({"callbacks": [Callback]}, TypeError, r"callbacks must hold objects.*Write Callback\(\)", "the class Callback"),
+    ({"callbacks": [print]}, TypeError, "callbacks must hold objects with methods such as on_train_end", "print"),
+    ({"lr_scheduler_type": "CosineAnnealingLR"}, ValueError, r"lr_scheduler_list = .*\.CosineAnnealingLR\(opt", "'Cosine"),
+    ({"lr_scheduler_type": "exponentiallr"}, ValueError, r"lr_scheduler_list = .*\.ExponentialLR\(opt", "'exponential"),
+    ({"lr_scheduler_type": torch.optim.lr_scheduler.StepLR}, ValueError, r"lr_scheduler_list = .*\.StepLR\(", "StepLR'"),
+    ({"optimizer_list": None, "optimizer_lists": [SGD]}, TypeError, "There is a self.optimizer_lists, .*is it me", "None"),
+    ({"train_loader": None, "train_loder": [1]}, ValueError, "There is a self.train_loder, .*is it meant", ""),
     *[({"skip_non_finite": value}, ValueError, "skip_non_finite is the number of updates in a row.*0 or more", repr(value))
       for value in (-1, 1.5, True, None, "3")],
     *[({"save_per_seconds": value}, ValueError, "save_per_seconds must be a positive number of seconds or None", repr(value))
@@ -218,6 +225,15 @@ def test_a_trainable_parameter_in_no_optimizer_is_named_and_a_frozen_one_is_not(
 ])
 def test_a_misspelled_attribute_is_warned_about_with_the_right_name(wrong, right):
     with pytest.warns(UserWarning, match=rf"self\.{wrong} is no attribute .*Did you mean {right}\?"):
+        check(**{wrong: 5})
+
+
+@pytest.mark.parametrize("real, wrong", [("criterion", "criterian"), ("criterion", "criteria"),
+                                         ("eval_loader", "valid_loader")])
+def test_where_the_real_one_is_missing_less_likeness_is_enough(real, wrong):
+    with pytest.warns(UserWarning, match=rf"self\.{wrong} is no attribute .*Did you mean {real}\?"):
+        check(**{real: None, wrong: nn.CrossEntropyLoss() if real == "criterion" else [tiny_data(4)]})
+    with silence():
         check(**{wrong: 5})
 
 
