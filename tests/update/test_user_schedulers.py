@@ -293,7 +293,7 @@ def test_a_plateau_that_the_loop_steps_itself_is_stepped_once(capsys):
     trainer, scheduler, rates = trainer_of(make, eval_loader=[tiny_data(10)])
     values = iter([0.1, 0.3, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2])
     trainer.metric = lambda pred, y: {"score": next(values)}
-    trainer.evaluator.score_first_batch = lambda: {"score": 0.1}
+    trainer.evaluator.score_first_batch = lambda look: {"score": 0.1}
     for _ in trainer.epochs(8):
         trainer.train_loop()
         scheduler.step(trainer.eval())
