@@ -353,8 +353,8 @@ class TemplateModel:
         Returns:
             ``best_metric``.
         """
-        self.lifetime.will_evaluate = True
         for _ in self.epochs(total):
+            self.lifetime.will_evaluate = True
             self.train_loop()
             if self.eval_loader is not None:
                 self.eval(save_per_epochs)

@@ -39,7 +39,7 @@ def warn(message):
 
 @contextmanager
 def warnings_noted(note):
-    """Whatever warning is shown within, of whomever, is also given to ``note`` as text."""
+    """A ``UserWarning`` that is shown within, of whomever, is also given to ``note`` as text."""
     before = warnings.showwarning
     if getattr(before, "note", None) == note:  # within another such block
         yield
@@ -47,7 +47,8 @@ def warnings_noted(note):
 
     def show(message, category, filename, lineno, file=None, line=None):
         before(message, category, filename, lineno, file, line)
-        note(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
+        if category is UserWarning:  # no remarks of libraries, which have classes of their own
+            note(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
 
     show.note = note
     warnings.showwarning = show
