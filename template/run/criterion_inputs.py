@@ -29,11 +29,11 @@ def check_criterion_inputs(criterion, args, ignore_index=None):
     if loss in CLASS_LOSSES:
         _check_class_labels(name, loss, pred, y, ignored_label(criterion) if ignore_index is None else ignore_index)
     elif _mixes_samples(pred, y, loss):
-        shapes, cure = f"pred {tuple(pred.shape)}", "Make the shapes equal, e.g. with y.unsqueeze(1) or pred.squeeze(1)."
+        shape, cure = tuple(pred.shape), "Make the shapes equal, e.g. with y.unsqueeze(1) or pred.squeeze(1)."
         if loss is not None:
-            _refuse(f"{name} would broadcast {shapes} against y {tuple(y.shape)} and compare every prediction with other "
-                    f"samples' labels. {cure}")
-        warn(f"{name} is given {shapes} and y {tuple(y.shape)}. If it combines them as they are, every prediction is "
+            _refuse(f"{name} would broadcast pred {shape} against y {tuple(y.shape)} and compare every prediction with "
+                    f"other samples' labels. {cure}")
+        warn(f"{name} is given pred {shape} and y {tuple(y.shape)}. If it combines them as they are, every prediction is "
              f"compared with other samples' labels. {cure} If {name} does so itself, all is well.")
     if loss in BINARY_THRESHOLDS and y.numel():
         low, high = y.min().item(), y.max().item()
