@@ -8,6 +8,7 @@ itself. It does not change a bit of the training. What certainly breaks the run 
 
 from torch import nn
 
+from ..data.loaders import numbers_of_workers
 from ..data.nested import sketch
 from ..data.seeding import capture_rng, restore_rng
 from ..hooks import Callback
@@ -33,16 +34,20 @@ class Preflight(Callback):
     def __init__(self):
         self.undo = []
         self.has_gradient = set()
+        self.is_to_score = False
         self.looked_at = None  # "The first training batch: …" of which an error is explained
 
     def on_train_start(self, model):
         model.lifetime.explain = lambda error: explain(error, self._lines(model, error))
         self._listen_to_criterion(model)
-        if model.eval_loader is not None:
+        self.is_to_score = model.eval_loader is not None
+        if not (any(numbers_of_workers(model.train_loader)) and 0 in numbers_of_workers(model.eval_loader)):
             self._score_one_batch(model)
-        self.looked_at = None
 
     def on_batch(self, model, batch):
+        """The check comes only here where the evaluation is read in this process: files that it opens must not be open yet
+        when the workers of the training are started."""
+        self._score_one_batch(model)
         self.looked_at = "The first training batch", batch
 
     def _lines(self, model, error):
@@ -57,7 +62,7 @@ class Preflight(Callback):
     def _listen_to_criterion(self, model):
         """A module tells what it is given; a function is seen where the default ``loss_per_batch`` calls it."""
         if isinstance(model.criterion, nn.Module):
-            handle = model.criterion.register_forward_pre_hook(lambda module, args: check_criterion_inputs(module, args))
+            handle = model.criterion.register_forward_pre_hook(check_criterion_inputs)  # it can be pickled
             self.undo.append(handle.remove)
         elif model.criterion is not None:
             model.lifetime.look_at_criterion = check_criterion_inputs
@@ -69,6 +74,9 @@ class Preflight(Callback):
         It stops the run where ``fit`` will evaluate, and where one batch tells: an AUROC may need more than one. Else it is
         not known whether there will be an evaluation: many have a loader that they never evaluate.
         """
+        if not self.is_to_score:
+            return
+        self.is_to_score = False
         rng, counter, key = capture_rng(), model.global_step_eval, model.key_metric
 
         def look(batch):
@@ -86,6 +94,7 @@ class Preflight(Callback):
         finally:
             restore_rng(rng)
             model.global_step_eval, model.key_metric = counter, key
+        self.looked_at = None
 
     def _warn_of(self, model, error):
         what = ("The metrics could not be computed from the first eval batch alone. If they do not need more than that, "
