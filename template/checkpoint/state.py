@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..data.seeding import capture_rng, derive, restore_rng, seed_everything
-from . import sharded
+from . import added_groups, sharded
 from .plain_data import HostCopy
 
 FORMAT = 1
@@ -54,6 +54,8 @@ def collect(model, optim=True, divided=False, world=None):
             "loader": model.train_batches.state_dict(),
             "callbacks": {name: callback.state_dict() for name, callback in _with_state(model.hooks.callbacks)},
         }
+        if added_groups.has_any(model):
+            state["added_groups"] = added_groups.describe(model, named_parameters(model))
         state["rng"], *others = world.gather(capture_rng())
         state |= {"rng_of_other_ranks": others} if others else {}
     return state
@@ -272,7 +274,7 @@ def _unfit_optimizers(optimizers, state, lacking, strict):
         if here != there and strict:
             raise ValueError(
                 f"optimizer_list[{i}] has groups of {here} parameters, the file's of {there}. Nothing was loaded. Group the "
-                "parameters as they were, or load the weights alone with optim=False."
+                "parameters as they were, call add_param_group() before, or load the weights alone with optim=False."
             )
         if here != there:
             reasons[i] = f"its groups hold {here} parameters, those of the file {there}"
@@ -301,6 +303,12 @@ def parameter_names(model):
     """``{key in the state: names in it that are parameters}``; the other entries are buffers."""
     return {name: set(_clean(dict(part.named_parameters(remove_duplicate=False))))
             for name, part in _modules(model).items()}
+
+
+def named_parameters(model):
+    """``{key of the module and name of the parameter in the state: parameter}``: "model0.head.weight"."""
+    return {f"{key}.{name}": p for key, part in _modules(model).items()
+            for name, p in _clean(dict(part.named_parameters())).items()}
 
 
 def require_finite(state, names):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..checkpoint import files, saver, sharded, state
+from ..checkpoint.added_groups import completed
 from ..data.nested import loader_length
 from ..output import run_folder
 from ..output.event_writer import make_writer
@@ -98,8 +99,9 @@ def load_state(trainer: TemplateModel, fname: str | Path, optim: bool = True, lr
     if optim and not {"optimizer_list0", "shards"} & saved.keys():
         optim = False
         print(f"{path} holds weights only: optimizers, schedules and the order of data stay as they are.")
-    with loading(trainer.optimizer_list or (), resumes=optim):
-        notes = state.apply(trainer, saved, optim, strict)
+    named = state.named_parameters(trainer) if optim else {}
+    with loading(trainer.optimizer_list or (), resumes=optim), completed(trainer, saved if optim else {}, named) as added:
+        notes = added + state.apply(trainer, saved, optim, strict)
     trainer.lifetime.went_back(only_looks=not optim)
     if optim and (fname == "auto" or path.name == "last.pth"):
         if trainer.is_main:
@@ -218,6 +220,8 @@ def change_lr(trainer: TemplateModel, lr_list: Sequence[float]) -> None:
     """
     if len(lr_list) != len(trainer.optimizer_list):
         raise ValueError(f"lr_list needs one rate per optimizer ({len(trainer.optimizer_list)}), got {lr_list!r}.")
+    if trainer.lr_schedule is not None:
+        trainer.lr_schedule.take_new_groups()
     for index, (optimizer, lr) in enumerate(zip(trainer.optimizer_list, lr_list)):
         ratios = [lr / float(group["lr"]) if group["lr"] else 1.0 for group in optimizer.param_groups]
         for group in optimizer.param_groups:

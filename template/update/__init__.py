@@ -5,6 +5,7 @@
 - ``lr_scheduler.py``: which learning rates are there? ``WarmUpLR`` and the named schedules.
 - ``schedule.py``: when does the learning rate change?
 - ``too_short.py``: which warm-up or schedule is longer than the run?
+- ``new_groups.py``: which rates does a parameter group get that joins an optimizer during the run?
 - ``user_schedulers.py``: what is known of schedulers that you built, and who steps them?
 - ``schedule_free.py``: which optimizers train at one point and give another one for use?
 """

@@ -63,7 +63,7 @@ class WarmUpLR(LRScheduler):
         self.mode = mode
         self.init_momentum = init_momentum
         self.init_bias_lr = init_bias_lr
-        self.base_momenta = [_momentum(group) for group in optimizer.param_groups]
+        self.base_momenta = [momentum_of(group) for group in optimizer.param_groups]
         if init_bias_lr is not None and not any(group.get("name") == "bias" for group in optimizer.param_groups):
             raise ValueError(
                 f"warm_up_bias_lr={init_bias_lr:g} needs parameter groups named 'bias'; this optimizer has none. "
@@ -108,7 +108,8 @@ class WarmUpLR(LRScheduler):
                 group["betas"] = (value, *group["betas"][1:])
 
 
-def _momentum(group):
+def momentum_of(group: dict[str, Any]) -> float:
+    """The momentum of a parameter group, or Adam's first beta; 0 where it has neither."""
     return group["momentum"] if "momentum" in group else group.get("betas", (0.0,))[0]
 
 
@@ -118,6 +119,15 @@ def set_rate(group: dict[str, Any], rate: Any) -> None:
         group["lr"].fill_(rate)
     else:
         group["lr"] = rate
+
+
+def give_each_group_its_own_rate(optimizer: Optimizer) -> None:
+    """torch hands one tensor to all groups that take the optimizer's rate; a rate set for one would be the others' too."""
+    seen = set()
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor) and id(group["lr"]) in seen:
+            group["lr"] = group["lr"].clone()
+        seen.add(id(group["lr"]))
 
 
 # --- the named schedules: factor of the base rate at share s in [0, 1] of the run -----------------------------------

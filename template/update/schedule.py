@@ -15,12 +15,12 @@ import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from ..data.nested import loader_length
 from ..output.warn import warn
-from .lr_scheduler import FACTORS, NamedSchedule, WarmUpLR, build_scheduler, set_rate
+from .lr_scheduler import FACTORS, NamedSchedule, WarmUpLR, build_scheduler, give_each_group_its_own_rate, set_rate
+from .new_groups import take_in
 from .too_short import too_short
 from .user_schedulers import Watched, counts_updates, length_of
 
@@ -36,7 +36,7 @@ def build_schedule(model: TemplateModel, updates_per_epoch: int | None, key_mode
         key_mode: whether more ("max") or less ("min") of ``key_metric`` is better.
     """
     for optimizer in model.optimizer_list:
-        _give_each_group_its_own_rate(optimizer)
+        give_each_group_its_own_rate(optimizer)
     interval = model.lr_scheduler_interval or ("update" if model.lr_scheduler_type in FACTORS else "epoch")
     watched = model.lr_scheduler_type if model.lr_scheduler_list is None else None
     is_given = model.lr_scheduler_list is not None and model.lr_scheduler_interval is None
@@ -57,15 +57,6 @@ def build_schedule(model: TemplateModel, updates_per_epoch: int | None, key_mode
     if model.total_epochs is not None:
         schedule.replan(model)
     return schedule
-
-
-def _give_each_group_its_own_rate(optimizer):
-    """torch hands one tensor to all groups that take the optimizer's rate; a rate set for one would be the others' too."""
-    seen = set()
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], torch.Tensor) and id(group["lr"]) in seen:
-            group["lr"] = group["lr"].clone()
-        seen.add(id(group["lr"]))
 
 
 def _warm_up_length(model, interval, updates_per_epoch):
@@ -113,6 +104,9 @@ class Schedule:
         self._watched_warm_ups = [Watched(one, f"warm_up_scheduler_list[{i}]") for i, one in enumerate(self.warm_ups)]
         self._told: set[str] = set()
         self._fitting: set[str] = set()  # schedulers of a person that ended with the run, as it was planned
+        optimizers = {id(one.optimizer): one.optimizer for one in (*self.schedulers, *self.warm_ups)
+                      if hasattr(one, "optimizer")}
+        self._groups = [[optimizer, len(optimizer.param_groups)] for optimizer in optimizers.values()]  # that are scheduled
         self._sort()
 
     def _sort(self):
@@ -138,6 +132,7 @@ class Schedule:
         for one in (*self._watched, *self._watched_warm_ups):
             one.begin()
             one.look()
+        self.take_new_groups()
         self.replan(trainer)
         for scheduler in self._named:
             if not scheduler.total:
@@ -150,6 +145,7 @@ class Schedule:
         """One optimizer update was done."""
         if not self.steps_per_update:
             return
+        self.take_new_groups()
         self.warm_up_just_ended = False
         if self.warming_up:
             if self.warm_up_interval == "update":
@@ -167,6 +163,7 @@ class Schedule:
 
         A plateau schedule waits for the evaluation; asked a second time for one epoch, nothing happens.
         """
+        self.take_new_groups()
         if epoch > self.last_epoch_stepped:
             self.last_epoch_stepped = epoch
             if self.warming_up or self.warm_up_just_ended:
@@ -214,6 +211,18 @@ class Schedule:
                 f"{what} follows an evaluation, and there is no eval_loader: the rate falls only when you call "
                 "update_lr_scheduler(key_metric=…). Set eval_loader, or lr_scheduler_type='loss', which then follows the "
                 "training loss.")
+
+    def take_new_groups(self):
+        """Groups that somebody added to an optimizer are scheduled from their own rate on, see ``new_groups.py``. 0.1 us
+        where there are none."""
+        for entry in self._groups:
+            optimizer, known = entry
+            if len(optimizer.param_groups) > known:
+                warm_up = next((one for one in self.warm_ups if one.optimizer is optimizer and not one.finished), None)
+                schedules = [one for one in (*self.schedulers, *self.warm_ups)
+                             if getattr(one, "optimizer", None) is optimizer and one is not warm_up]
+                take_in(optimizer, known, schedules, warm_up)
+                entry[1] = len(optimizer.param_groups)
 
     # --- the length of the run ------------------------------------------------------------------------------------
 
@@ -320,6 +329,7 @@ class Schedule:
     # --- state ----------------------------------------------------------------------------------------------------
 
     def state_dict(self):
+        self.take_new_groups()
         for one in (*self._watched, *self._watched_warm_ups):
             one.look()
         return {
@@ -334,6 +344,7 @@ class Schedule:
         }
 
     def load_state_dict(self, state):
+        self.take_new_groups()
         for own, saved in ((self._watched, state["schedulers"]), (self._watched_warm_ups, state["warm_ups"])):
             for one, scheduler_state in zip(own, saved):
                 one.scheduler.load_state_dict(scheduler_state)

@@ -62,6 +62,7 @@ class Stepper:
         self.parallel = parallel
         self.speed = Speed()
         self.is_between_updates = True  # no update is begun and not finished: weights and random generators are exact
+        self.num_groups = [len(optimizer.param_groups) for optimizer in optimizers]  # others may be added
         self._all = tuple(range(len(optimizers)))[::-1]
         self._skipped_before = 0      # updates, by the runs that this one continues
         self.adds_up = False          # losses are sums over a micro-batch's samples, not means

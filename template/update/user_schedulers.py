@@ -128,7 +128,7 @@ class Watched:
         if self._count is None:
             step_quietly(self.scheduler, *value)
             return
-        self._before = _Moment(self.scheduler) if self._num_ours == 0 else None
+        self._before = Moment(self.scheduler) if self._num_ours == 0 else None
         self._num_ours += 1
         step_quietly(self.scheduler, *value)
         self._count = _count(self.scheduler)
@@ -145,7 +145,7 @@ class Watched:
               "from the list.")
 
 
-class _Moment:
+class Moment:
     """The state of a scheduler, and what it has set in its optimizer."""
 
     def __init__(self, scheduler):

@@ -152,6 +152,7 @@ ALIKE = {
     "in memory": lambda batch_size: in_memory(batch_size),
     "weights in the criterion": lambda batch_size: with_temperature(batch_size),
     "unfrozen later": lambda batch_size: unfrozen_later(batch_size),
+    "a group added later": lambda batch_size: added_later(batch_size),
     "sum": lambda batch_size: with_sum(batch_size),
     "sum, accumulated": lambda batch_size: accumulated(with_sum(batch_size)),
     "unlabelled": lambda batch_size: Unlabelled(batch_size),
@@ -232,6 +233,24 @@ class Unfreeze(Callback):
 def unfrozen_later(batch_size):
     trainer = tiny(batch_size, callbacks=[Unfreeze()], preflight=False)
     Unfreeze().on_train_start(trainer)
+    return trainer
+
+
+class AddGroup(Callback):
+    """The first layer is trained from epoch 2 on, in a group of its own."""
+
+    def on_train_start(self, model):
+        optimizer, first = model.optimizer_list[0], model.model_list[0][0]
+        if model.epoch == 2:
+            first.requires_grad_(True)
+            optimizer.add_param_group({"params": first.parameters(), "lr": 0.05})
+
+
+def added_later(batch_size):
+    trainer = tiny(batch_size, callbacks=[AddGroup()], lr_scheduler_type="cosine", clip_grad=0.5)
+    first, *_, last = trainer.model_list[0]
+    first.requires_grad_(False)
+    trainer.optimizer_list = [torch.optim.SGD(last.parameters(), 0.1, momentum=0.9)]
     return trainer
 
 
