@@ -289,13 +289,13 @@ class TemplateModel:
         """The context of mixed precision, which ``amp`` asks for; without it, it does nothing."""
         return self.stepper.autocast()
 
-    def backward(self, loss: torch.Tensor, index: int | None = None) -> None:
+    def backward(self, loss: torch.Tensor, index: int | None = None, retain_graph: bool | None = None) -> None:
         """Add the gradients of ``loss``, into the parameters of optimizer ``index`` alone if it is given."""
-        self.stepper.backward(loss, index)
+        self.stepper.backward(loss, index, retain_graph)
 
-    def update(self, index: int | None = None) -> None:
-        """Step optimizer ``index``, or all, once the accumulation group is complete."""
-        self.stepper.update(index)
+    def update(self, index: int | None = None, step: bool = True) -> None:
+        """Step optimizer ``index``, or all, once the accumulation group is complete; ``step=False``: your code did it."""
+        self.stepper.update(index, step)
 
     # --- setting up -----------------------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,6 +27,7 @@ from ..output.warn import warnings_noted
 from ..parallel import ranks
 from ..parallel.gradients import make_parallel
 from ..update import schedule_free
+from ..update.closure import ClosureStepper, takes_closure
 from ..update.guard import make_guard
 from ..update.schedule import build_schedule
 from ..update.stepper import Stepper
@@ -133,8 +135,11 @@ def _stepper(trainer, device, parallel):
             call(trainer)
 
     guard = make_guard(trainer, trainer.skip_non_finite)
-    return Stepper(trainer.optimizer_list, device, trainer.accumulate_steps, trainer.amp, trainer.clip_grad,
-                   trainer.count_samples, before_step, trainer.lr_schedule.after_update, guard, parallel)
+    kind: Any = Stepper
+    if any(map(takes_closure, trainer.optimizer_list)):
+        kind = partial(ClosureStepper, lambda batch: trainer.train_step(batch))
+    return kind(trainer.optimizer_list, device, trainer.accumulate_steps, trainer.amp, trainer.clip_grad,
+                trainer.count_samples, before_step, trainer.lr_schedule.after_update, guard, parallel)
 
 
 def _open_run(trainer, log_name, clean_log, arg, use_tb):

@@ -1,6 +1,7 @@
 """How an update is done.
 
 - ``stepper.py``: how are gradients accumulated, scaled, clipped and applied?
+- ``closure.py``: how is an optimizer stepped that evaluates the loss by itself (LBFGS, SAM)?
 - ``guard.py``: how is an update skipped whose loss or gradient is not finite?
 - ``lr_scheduler.py``: which learning rates are there? ``WarmUpLR`` and the named schedules.
 - ``schedule.py``: when does the learning rate change?

@@ -48,6 +48,8 @@ class Stepper:
         ValueError: unknown ``amp``, or a ``clip_grad`` that ``make_clip`` refuses.
     """
 
+    keeps_group = False  # a group of one batch is handed on as it is
+
     def __init__(self, optimizers, device, accumulate_steps=1, amp=None, clip_grad=None,
                  count_samples=len, before_step=lambda: None, after_update=lambda: None, guard=None, parallel=None):
         self.optimizers = optimizers
@@ -131,7 +133,7 @@ class Stepper:
             self._has_samples = isinstance(total, torch.Tensor) or total != 0 or not is_agreed
             if not self._has_samples:
                 self._tell_no_samples(len(group))
-            is_alone = len(group) == 1 and self.parallel is None and self._has_samples
+            is_alone = len(group) == 1 and self.parallel is None and self._has_samples and not self.keeps_group
             yield group if is_alone else self._weighted(group, total)
             self.is_between_updates = True
 
@@ -159,13 +161,14 @@ class Stepper:
             warn(f"count_samples() gave 0 for {of} of an update, so there is nothing to follow and no weight was "
                           "changed. This is said once.")
 
-    def backward(self, loss, index=None):
+    def backward(self, loss, index=None, retain_graph=None):
         """Add the gradients of ``loss``, a 0-dim tensor: the mean over the micro-batch's samples, or their sum where losses
         add up.
 
         Args:
             index: only into the parameters of this optimizer (a generator's loss leaves the discriminator alone);
                 None for all.
+            retain_graph: True where another backward goes through the same graph; as torch's.
 
         Raises:
             ValueError: the loss cannot be differentiated.
@@ -183,23 +186,28 @@ class Stepper:
             loss = loss * self._weight
         if self.is_scaled:
             loss = self.scaler.scale(loss)
-        loss.backward(inputs=None if index is None else [p for p in self.parameters([index]) if p.requires_grad])
+        inputs = None if index is None else [p for p in self.parameters([index]) if p.requires_grad]
+        loss.backward(retain_graph=retain_graph, inputs=inputs)
 
     def parameters(self, chosen=None):
         """Those of the optimizers ``chosen`` (None: all), of groups that were added later too; a generator."""
         chosen = range(len(self.optimizers)) if chosen is None else chosen
         return (p for i in chosen for group in self.optimizers[i].param_groups for p in group["params"])
 
-    def update(self, index=None):
+    def update(self, index=None, step=True):
         """Step one optimizer, or all from the last to the first, and drop its gradients.
 
         Nothing happens before the group's last micro-batch, so a ``train_step`` reads the same with accumulation.
+
+        Args:
+            index: of the optimizer; None: all.
+            step: False where ``train_step`` stepped it by itself: only the gradients are dropped.
         """
         self._updated = True
         if not self._group_complete:
             return
         chosen = self._all if index is None else (index,)
-        if not self._has_samples:
+        if not (self._has_samples and step):
             for i in chosen:
                 _zero_grad(self.optimizers[i])
             return
@@ -211,9 +219,12 @@ class Stepper:
             if self.clip is not None:
                 self.clip(self.parameters(chosen))
             for i in stepped:
-                self.scaler.step(self.optimizers[i])
+                self._step(i)
         for i in chosen:
             _zero_grad(self.optimizers[i])
+
+    def _step(self, index):
+        self.scaler.step(self.optimizers[index])
 
     def _unscaled(self, chosen):
         """Of ``chosen`` those that the scaler can step, their gradients unscaled. That these overflow is usual, and the

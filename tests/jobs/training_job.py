@@ -153,6 +153,8 @@ ALIKE = {
     "weights in the criterion": lambda batch_size: with_temperature(batch_size),
     "unfrozen later": lambda batch_size: unfrozen_later(batch_size),
     "a group added later": lambda batch_size: added_later(batch_size),
+    "lbfgs": lambda batch_size: with_lbfgs(batch_size),
+    "lbfgs, accumulated": lambda batch_size: accumulated(with_lbfgs(batch_size)),
     "sum": lambda batch_size: with_sum(batch_size),
     "sum, accumulated": lambda batch_size: accumulated(with_sum(batch_size)),
     "unlabelled": lambda batch_size: Unlabelled(batch_size),
@@ -233,6 +235,13 @@ class Unfreeze(Callback):
 def unfrozen_later(batch_size):
     trainer = tiny(batch_size, callbacks=[Unfreeze()], preflight=False)
     Unfreeze().on_train_start(trainer)
+    return trainer
+
+
+def with_lbfgs(batch_size):
+    """In float64: differences of gradients, which it divides by, make much of the order of summation."""
+    trainer = Tiny(tiny_model(dropout=0.0).double(), train_loader=loader(batch_size), clip_grad=1.0)
+    trainer.optimizer_list = [torch.optim.LBFGS(trainer.model_list[0].parameters(), 0.1, max_iter=3, history_size=4)]
     return trainer
 
 
