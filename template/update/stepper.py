@@ -14,6 +14,7 @@ What is switched off is not called at all: a call costs an update about 1 us whe
 import time
 from contextlib import nullcontext
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -325,8 +326,23 @@ def make_clip(clip_grad: Any):
             f"got {clip_grad!r}."
         )
     if "value" in options:
-        return lambda parameters: clip_grad_value_(list(parameters), limit)
-    return lambda parameters: clip_grad_norm_(list(parameters), limit, power)
+        return lambda parameters: clip_grad_value_(_to_clip(parameters), limit)
+    return lambda parameters: clip_grad_norm_(_to_clip(parameters), limit, power)
+
+
+def _to_clip(parameters):
+    """What torch's functions can clip in place: a sparse gradient by its values, one for each row that was looked up. Its
+    other rows are 0, which changes neither a norm nor what is clipped. 0.1 us for each parameter."""
+    parts = []
+    for p in parameters:
+        gradient = p.grad
+        if gradient is not None and gradient.is_sparse:
+            p.grad = gradient = gradient.coalesce()
+            if gradient._nnz():
+                parts.append(SimpleNamespace(grad=gradient._values()))
+        else:
+            parts.append(p)
+    return parts
 
 
 def _zero_grad(optimizer):

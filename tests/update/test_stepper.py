@@ -444,6 +444,40 @@ def test_clipping_equals_that_of_torch_in_a_plain_loop(clip_grad, reference, acc
     assert torch.allclose(vector(ours), vector(plain), rtol=0, atol=1e-12)
 
 
+class Bag(nn.Module):
+    """Words [B, T] are looked up, some of them several times in a batch."""
+
+    def __init__(self, sparse):
+        super().__init__()
+        torch.manual_seed(2)
+        self.words, self.rare, self.head = nn.Embedding(9, 4, sparse=sparse), nn.Embedding(9, 4, sparse=sparse), nn.Linear(4, 3)
+
+    def forward(self, x):
+        rare = self.rare(x[x > 8])  # none in most batches
+        return self.head(self.words(x).mean(1) + (rare.sum() if rare.numel() else 0 * rare.sum()))
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 3])
+@pytest.mark.parametrize("clip_grad", [0.05, {"norm": 0.1, "norm_type": 1.0}, {"norm": 0.01, "norm_type": math.inf},
+                                       {"value": 0.002}])
+def test_sparse_gradients_are_clipped_like_the_dense_ones_that_they_stand_for(clip_grad, accumulate_steps):
+    x, y = torch.randint(9, (30, 5), generator=torch.Generator().manual_seed(0)), tiny_data(30)[1]
+    found = []
+    for sparse in (True, False):
+        model = Bag(sparse)
+        trainer = tiny_trainer(model=model, train_loader=list(zip(x.split(8), y.split(8))), eval_loader=None,
+                               clip_grad=clip_grad, accumulate_steps=accumulate_steps, skip_non_finite=1,
+                               optimizer_list=[torch.optim.SGD(model.parameters(), 0.5)])
+        trainer.fit(2)
+        found.append(weights(trainer))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-8)
+    assert not torch.equal(found[0], vector_of(Bag(True)))
+
+
+def vector_of(model):
+    return torch.cat([value.double().flatten() for value in model.state_dict().values()])
+
+
 def test_the_clipping_given_to_train_loop_holds_for_that_epoch_alone():
     norms = []
 
