@@ -22,7 +22,7 @@ import torch
 
 from ..output import run_folder
 from . import sharded
-from .plain_data import refuse_objects
+from .plain_data import refuse_objects, restored
 
 _IS_FOLDER = 0x10  # zip's bit that no CRC covers: torch skips such a record and leaves its tensor uninitialised
 
@@ -140,7 +140,7 @@ def read(path):
             sharded.verify(path.parent, state["shards"])
         except (ValueError, OSError) as error:
             raise CheckpointError(f"{path} cannot be used: {str(error).rstrip('.')}.") from error
-    return state
+    return restored(state)
 
 
 def _damaged_record(path):

@@ -1,17 +1,58 @@
 """Plain data, which is all a checkpoint holds: tensors, numbers, strings, lists, tuples and dicts of these.
 
+    state = as_plain(state)               # numpy's numbers as numbers, bytes and deques in a form that restored() reads
     refuse_objects(state)                 # TypeError for anything else, naming where it stands
     copy = HostCopy()
     saved = copy.fill(state)              # its tensors copied to the host, into memory that is kept for the next time
 """
 
-from collections import Counter, OrderedDict
+import operator
+from collections import Counter, OrderedDict, deque
 
+import numpy as np
 import torch
 
 DICTS = (dict, OrderedDict, Counter)  # MultiStepLR keeps its milestones in a Counter
 LISTS = (list, tuple)
 _PLAIN = (bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device)
+_KIND = "kind of plain data"  # the key of a dict that stands for something else
+
+
+def as_plain(value):
+    """The same with numpy's numbers as Python's, and bytes and deques as dicts that ``restored`` turns into them again. What
+    needs no change is handed back as it is, and an object that is none of these stays, for ``refuse_objects``."""
+    kind = type(value)
+    if kind in _PLAIN or isinstance(value, torch.Tensor):
+        return value
+    if kind in DICTS:
+        parts = [(key.item() if isinstance(key, np.generic) else key, as_plain(part)) for key, part in value.items()]
+        is_same = all(key is old and part is value[old] for (key, part), old in zip(parts, value))
+        return value if is_same else kind(dict(parts) if kind is Counter else parts)
+    if kind in LISTS:
+        parts = [as_plain(part) for part in value]
+        return value if all(map(operator.is_, parts, value)) else kind(parts)
+    if isinstance(value, np.generic) or isinstance(value, np.ndarray) and not value.ndim:
+        return value.item()
+    if kind is bytes:
+        return {_KIND: "bytes", "text": value.decode("latin-1")}
+    if kind is deque:
+        return {_KIND: "deque", "entries": [as_plain(part) for part in value], "maxlen": value.maxlen}
+    return value
+
+
+def restored(value):
+    """The bytes and deques that ``as_plain`` wrote as dicts; everything else as it is."""
+    kind = type(value)
+    if kind in DICTS:
+        if _KIND not in value:
+            for key, part in value.items():  # of a file that was just read: nobody else has it
+                if type(part) not in _PLAIN:
+                    value[key] = restored(part)
+            return value
+        if value[_KIND] == "bytes":
+            return value["text"].encode("latin-1")
+        return deque(map(restored, value["entries"]), value["maxlen"])
+    return kind(map(restored, value)) if kind in LISTS else value
 
 
 def refuse_objects(value, where="state"):

@@ -8,13 +8,14 @@ Keys of the 2021 format (``model{i}``, ``optimizer_list{i}``, ``global_step``, `
 """
 
 import re
+from collections import deque
 from typing import Any
 
 import torch
 
 from ..data.seeding import capture_rng, derive, restore_rng, seed_everything
 from . import added_groups, sharded
-from .plain_data import HostCopy
+from .plain_data import HostCopy, as_plain, refuse_objects, restored
 
 FORMAT = 1
 _PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")  # left by DataParallel / DDP and by torch.compile
@@ -58,7 +59,33 @@ def collect(model, optim=True, divided=False, world=None):
             state["added_groups"] = added_groups.describe(model, named_parameters(model))
         state["rng"], *others = world.gather(capture_rng())
         state |= {"rng_of_other_ranks": others} if others else {}
-    return state
+    return as_plain(state)
+
+
+def refuse_unsavable(model, callbacks, with_loader=False):
+    """Find before the training, or behind its first update, what no checkpoint can hold: a walk through what is there, in
+    which no weight is copied.
+
+    Args:
+        callbacks: of the run. One that cannot tell its state yet is left out.
+        with_loader: the place in ``train_loader`` too.
+
+    Raises:
+        TypeError: there is something; the message says where.
+    """
+    parts = {f"the state of {name}": part.state_dict for name, part in _modules(model).items()}
+    parts |= {f"the state of optimizer_list[{i}]": part.state_dict for i, part in enumerate(model.optimizer_list)}
+    parts["the state of the learning rate schedules"] = model.lr_schedule.state_dict
+    if with_loader:
+        parts["the state of train_loader"] = model.train_batches.state_dict
+    for where, state_dict in parts.items():
+        refuse_objects(as_plain(state_dict()), where)
+    for name, callback in _with_state(callbacks):
+        try:
+            state = callback.state_dict()
+        except Exception:  # it is told by the first save, if it is still so
+            continue
+        refuse_objects(as_plain(state), f"the state of callback {name}")
 
 
 def _weights_and_optimizers(model, optim, divided):
@@ -88,7 +115,7 @@ def apply(model, state, optim=True, strict=True):
     if model.is_sharded:
         return notes + _apply_divided(model, modules, weights, state, afresh if optim else None)
     is_set_up = model.hooks is not None
-    before, key_metric = HostCopy().fill(collect(model, is_set_up)), model.key_metric
+    before, key_metric = restored(HostCopy().fill(collect(model, is_set_up))), model.key_metric
     try:
         return notes + _apply(model, modules, weights, state, afresh if optim else None)
     except Exception:  # a callback, a loader or an optimizer refused its part: all go back
@@ -191,11 +218,22 @@ def _load_optimizer(optimizer, state):
     in its place, which is on the CPU."""
     rates = [group["lr"] for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
+    _keep_lengths(optimizer, state)
     for group, rate in zip(optimizer.param_groups, rates):
         if isinstance(rate, torch.Tensor):
             group["lr"] = rate.fill_(group["lr"])
         elif isinstance(group["lr"], torch.Tensor):
             group["lr"] = float(group["lr"])
+
+
+def _keep_lengths(optimizer, state):
+    """torch makes every deque of a state endless."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    for p, number in zip(parameters, numbers):
+        for name, value in state["state"].get(number, {}).items():
+            if isinstance(value, deque):
+                optimizer.state[p][name] = deque(optimizer.state[p][name], value.maxlen)
 
 
 def _restore_rng(model, state):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..checkpoint.state import refuse_unsavable
 from ..data.loaders import make_batches, notes_on_last_round
 from ..data.seeding import seed_everything, seed_of_run
 from ..data.shares import Share
@@ -80,6 +81,7 @@ def _build(trainer, callbacks, overrides, log_name, clean_log, arg, use_tb):
     trainer.stepper = _stepper(trainer, device, parallel)
     extra = [*preflight(trainer), *([TellCompiling()] if trainer.compile else [])]
     hooks = Hooks([*callbacks, *extra])
+    refuse_unsavable(trainer, hooks.callbacks)
     _open_run(trainer, log_name, clean_log, arg, use_tb)
     trainer.hooks = hooks  # from here on check_init counts as done
     trainer.checkpoints.begin(replaces_run=trainer.overwrite)

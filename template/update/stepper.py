@@ -114,7 +114,7 @@ class Stepper:
                 if type(batch) is Uneven:
                     (batch, is_spare), is_even = batch, False
                 num_samples = 0 if is_spare else self.count_samples(batch)
-                if isinstance(num_samples, torch.Tensor):  # a count of tokens
+                if hasattr(num_samples, "item"):  # a count of tokens: a tensor, or numpy's number
                     num_samples = num_samples.item()
                 if may_reuse and len(group) < self.accumulate_steps - 1:
                     batch = copied(batch)
