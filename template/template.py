@@ -40,7 +40,7 @@ from .parallel import ranks
 from .run import assignments, checks, class_attributes, copies, requests
 from .run.checkpoints import Checkpoints
 from .run.counting import SampleCounter
-from .run.defaults import criterion_loss, default_metrics, follow_reduction, loss_dict, own_loss, split_batch
+from .run.defaults import call_model, criterion_loss, default_metrics, follow_reduction, loss_dict, own_loss, split_batch
 from .run.lifetime import Lifetime
 from .run.old_names import OtherName, adopt_old_names
 from .run.predictions import predict
@@ -231,12 +231,7 @@ class TemplateModel:
     def inference(self, x: Any) -> Any:
         """``x`` through the chain of models. A mapping becomes keyword arguments, a tuple positional ones."""
         for model in self.model_list:
-            if isinstance(x, Mapping):
-                x = model(**x)
-            elif isinstance(x, (list, tuple)):
-                x = model(*x)
-            else:
-                x = model(x)
+            x = call_model(model, x)
         return x
 
     def loss_per_batch(self, batch: Any) -> Any:

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
+from ..checkpoint.state import unwrap
 from ..metrics.accumulators import Accuracy
 
 # losses of torch by name, as a module and as a function
@@ -29,6 +31,41 @@ def parameter_dtype(models):
     return next((p.dtype for model in models for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
+def call_model(model, x):
+    """``model(x)``: of a dict the entries by name, of a plain tuple the parts one by one.
+
+    Named tuples and a ``PackedSequence`` go in as one, and so do lists that the model's ``forward`` cannot take apart. Other
+    lists are taken apart like tuples: ``default_collate`` makes ``[x1, x2]`` of samples ``((x1, x2), y)``.
+    """
+    if isinstance(x, torch.Tensor):
+        return model(x)
+    if isinstance(x, Mapping):
+        return model(**x)
+    if type(x) is tuple or type(x) is list and _takes_apart(model, len(x)):
+        return model(*x)
+    return model(x)
+
+
+def _takes_apart(model, count):
+    forward = unwrap(model).forward
+    function = getattr(forward, "__func__", None)  # whose first parameter is the model itself
+    return _takes(forward, count) if function is None else _takes(function, count, 1)
+
+
+@functools.lru_cache(maxsize=64)
+def _takes(forward, count, skipped=0):
+    """Whether ``forward`` takes ``count`` inputs, of which it has more than one; also where nothing is known of it."""
+    try:
+        parameters = list(inspect.signature(forward).parameters.values())[skipped:]
+    except (TypeError, ValueError):
+        return True
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return True
+    inputs = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = sum(p.default is p.empty for p in inputs)
+    return required > 1 or 1 < count <= len(inputs)
+
+
 def split_batch(batch, dtype):
     """``(x, y)`` of a batch ``(x, y)`` or ``(x1, x2, …, y)``; several inputs stay a tuple.
 
@@ -37,7 +74,7 @@ def split_batch(batch, dtype):
     Raises:
         TypeError: the batch is no tuple or list of at least two.
     """
-    if not isinstance(batch, (list, tuple)) or len(batch) < 2:
+    if not isinstance(batch, (list, tuple)) or len(batch) < 2 or isinstance(batch, PackedSequence):
         what = type(batch).__name__ + (f" with keys {list(batch)}" if isinstance(batch, Mapping) else "")
         raise TypeError(
             f"The default methods take batches (x, …, y); this one is a {what}. Override loss_per_batch(batch) and "
@@ -52,7 +89,7 @@ def split_batch(batch, dtype):
 
 def input_of(batch, dtype):
     """What of a batch goes into the models: ``x`` of ``x``, ``(x,)`` or ``(x, …, y)``, of that dtype; a mapping as it is."""
-    if not isinstance(batch, (list, tuple)):
+    if not isinstance(batch, (list, tuple)) or isinstance(batch, PackedSequence):
         return _as_dtype(batch, dtype)
     return _as_dtype(batch[0], dtype) if len(batch) == 1 else split_batch(batch, dtype)[0]
 
