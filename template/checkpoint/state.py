@@ -12,6 +12,7 @@ from collections import deque
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from ..data.seeding import capture_rng, derive, restore_rng, seed_everything
 from . import added_groups, sharded
@@ -92,7 +93,8 @@ def _weights_and_optimizers(model, optim, divided):
     if model.is_sharded:
         state = {} if divided else sharded.gathered(model, optim)
         return state | {name: _clean(part.state_dict()) for name, part in _modules(model).items() if name == "criterion"}
-    state = {name: _clean(part.state_dict()) for name, part in _modules(model).items()}
+    state = {name: {key: value for key, value in _clean(part.state_dict()).items() if not is_lazy(value)}
+             for name, part in _modules(model).items()}
     if optim:
         state |= {f"optimizer_list{i}": optimizer.state_dict() for i, optimizer in enumerate(model.optimizer_list)}
     return state
@@ -277,7 +279,7 @@ def _fitting_weights(modules, state, strict):
         saved, own = _clean(state[name]), part.state_dict()
         own = dict(zip(_clean(own), own.items()))
         shapes = {key: (tuple(saved[key].shape), tuple(own[key][1].shape)) for key in saved.keys() & own.keys()
-                  if hasattr(own[key][1], "shape")}
+                  if not is_lazy(own[key][1]) and hasattr(own[key][1], "shape")}
         mismatched = sorted(key for key, (there, here) in shapes.items() if there != here)
         missing, unexpected = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
         problems = {

@@ -36,6 +36,7 @@ def check_attributes(model, overrides):
     _check_types(model)
     check_device(model.device)
     _check_choices(model)
+    check_parts(model)
     check_loader(model.train_loader, "train_loader")
     for name in ("eval_loader", "test_loader"):
         if getattr(model, name) is not None:

@@ -34,6 +34,7 @@ from ..update.schedule import build_schedule
 from ..update.stepper import Stepper
 from .checks import check_attributes, note_on_evaluations
 from .defaults import parameter_dtype
+from .early_checks import check_length
 from .evaluation import Evaluator
 from .preflight import preflight
 from .prepare import TellCompiling, prepare
@@ -77,6 +78,7 @@ def _build(trainer, callbacks, overrides, log_name, clean_log, arg, use_tb):
     trainer.evaluator.set_test_loader(trainer.test_loader)
     trainer.evaluator.agree()
 
+    check_length(trainer, trainer.updates_per_epoch())
     trainer.lr_schedule = build_schedule(trainer, trainer.updates_per_epoch(), better_when(trainer, trainer.key_metric))
     trainer.stepper = _stepper(trainer, device, parallel)
     extra = [*preflight(trainer), *([TellCompiling()] if trainer.compile else [])]
