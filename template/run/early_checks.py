@@ -64,8 +64,8 @@ def _check_schedulers(model):
             raise TypeError(
                 f"The loop calls step() of a scheduler without arguments, and lr_scheduler_list[{i}] ({kind}) needs "
                 f"{needed}. Leave lr_scheduler_list at None and step it yourself: in your loop behind train_loop(), or per "
-                "update in on_after_step of a callback. Or take a schedule of the template, e.g. lr_scheduler_type = 'cosine' "
-                "with warm_up_epoch."
+                "update in on_after_step of a callback. Or take a schedule of the template, e.g. lr_scheduler_type = "
+                "'cosine' with warm_up_epoch."
             )
     if model.lr_scheduler_list is None and model.lr_scheduler_type in ("metric", "loss"):
         if model.lr_scheduler_interval == "update":
