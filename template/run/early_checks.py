@@ -6,7 +6,6 @@ the first training batch where only a batch can tell.
 """
 
 import inspect
-import warnings
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..data.loaders import batch_sizes
+from ..output.warn import warn
 from ..update.lr_scheduler import FACTORS
 
 
@@ -28,8 +28,8 @@ def check_parts(model):
     if _last_batch_is_single(model) and (model.compile or not model.preflight):
         layers = [name for name, layer in _norms(model) if isinstance(layer, nn.BatchNorm1d)]
         if layers:
-            warnings.warn(f"{_of_one_sample(model)}. {layers[0]} (BatchNorm1d) stops with an error there if it gets one "
-                          f"value per channel. {_CURE}", UserWarning, stacklevel=2)
+            warn(f"{_of_one_sample(model)}. {layers[0]} (BatchNorm1d) stops with an error there if it gets one "
+                          f"value per channel. {_CURE}")
 
 
 def _check_lazy(model):
@@ -73,8 +73,8 @@ def _check_schedulers(model):
 
 
 def _tell_plateau(what):
-    warnings.warn(f"lr_scheduler_interval = 'update' has no effect on {what}: a plateau schedule looks at evaluations, so "
-                  "it steps once per epoch, and its patience counts epochs.", UserWarning, stacklevel=2)
+    warn(f"lr_scheduler_interval = 'update' has no effect on {what}: a plateau schedule looks at evaluations, so "
+                  "it steps once per epoch, and its patience counts epochs.")
 
 
 def check_length(model, updates_per_epoch):

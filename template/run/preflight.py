@@ -8,6 +8,7 @@ itself. It does not change a bit of the training. What certainly breaks the run 
 
 from torch import nn
 
+from ..checkpoint.state import refuse_unsavable
 from ..data.loaders import numbers_of_workers
 from ..data.nested import sketch
 from ..data.seeding import capture_rng, restore_rng
@@ -17,6 +18,7 @@ from ..output.warn import warn
 from ..update.guard import fetch_losses
 from .checks import parameter_names, some, what_is_missing
 from .criterion_inputs import check_criterion_inputs
+from .early_checks import watch_norms
 from .explain import explain, in_words
 
 _OF_CHECK = "The first eval batch, in eval mode"
@@ -40,6 +42,7 @@ class Preflight(Callback):
     def on_train_start(self, model):
         model.lifetime.explain = lambda error: explain(error, self._lines(model, error))
         self._listen_to_criterion(model)
+        self.undo += watch_norms(model)
         self.is_to_score = model.eval_loader is not None
         if not (any(numbers_of_workers(model.train_loader)) and 0 in numbers_of_workers(model.eval_loader)):
             self._score_one_batch(model)
@@ -121,6 +124,7 @@ class Preflight(Callback):
 
     def on_after_step(self, model):
         self._remove(model)
+        refuse_unsavable(model, model.hooks.callbacks, with_loader=True)
         fetch_losses(model)
         self._check_gradients(model)
         self._check_names(model, [f"train/{name}" for losses, _ in model.running_losses.recent[:1] for name in losses])
@@ -129,7 +133,7 @@ class Preflight(Callback):
         names = parameter_names(model)
         optimized = [p for p in model.stepper.parameters() if p.requires_grad]
         without = [names.get(p, "?") for p in optimized if p not in self.has_gradient]
-        if without:
+        if without and self.has_gradient:  # else train_step stepped by itself, and nobody saw the gradients
             warn(f"{some(without)} got no gradient from the first update, so they are not trained. Look for parts that "
                   "forward() does not use, for .detach() or for an early return.")
         left = [names.get(p, "?") for p in optimized if p.grad is not None]
