@@ -70,7 +70,7 @@ class ProgressBar(Callback):
         if self.bar is None:
             of = model.updates_per_epoch() or "?"
             line = _fitting(fields, _LINE_LENGTH)
-            print(f"epoch {_of_total(model)} cur:[{_updates_begun(model)}]\[{of}] {line}")
+            print(f"epoch {_of_total(model)} cur:[{_updates_begun(model)}]\\[{of}] {line}")
         else:
             self.bar.set_postfix_str(_fitting(fields, self._room()), refresh=False)
 

@@ -233,7 +233,8 @@ def _keep_lengths(optimizer, state):
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     for p, number in zip(parameters, numbers):
-        for name, value in state["state"].get(number, {}).items():
+        held = state["state"].get(number, {})
+        for name, value in held.items() if isinstance(held, dict) else ():
             if isinstance(value, deque):
                 optimizer.state[p][name] = deque(optimizer.state[p][name], value.maxlen)
 

@@ -81,28 +81,30 @@ def batch_sizes(loader, num_ranks=1):
         return set().union(*(sizes for sizes, _ in parts)), all(are_all for _, are_all in parts)
     if isinstance(loader, Divided):
         return batch_sizes(loader.loader)[0], False
-    size, count = getattr(loader, "batch_size", None), _count(loader)
-    if not isinstance(size, int) or size < 1:
-        return set(), False
-    if count is None:
-        return {size}, False
+    size, count = _size_and_count(loader)
+    if size is None or count is None:
+        return {size} - {None}, False
     count -= count % size if loader.drop_last else 0
     found, in_last_round = {size, count % size or size}, count % (size * num_ranks)
     return found | set(divided_lengths(in_last_round, num_ranks, size == 1)) - {0}, True
 
 
-def _count(loader):
-    """How many samples an epoch takes from a loader; None: that is not known."""
+def _size_and_count(loader):
+    """``(samples of a batch, samples that an epoch takes)``, None where that is not known. Without a size no data set is
+    asked for its length."""
+    size = getattr(loader, "batch_size", None)
+    if not isinstance(size, int) or size < 1:
+        return None, None
     if isinstance(loader, TensorLoader):
-        return len(loader.tensors[0])
+        return size, len(loader.tensors[0])
     is_map = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
-    return loader_length(loader.sampler) if is_map else None
+    return size, loader_length(loader.sampler) if is_map else None
 
 
 def notes_on_last_round(loader, num_ranks):
     """In words, that some ranks have nothing to do in the last update of an epoch, and what ``drop_last`` would change."""
-    size, count = getattr(loader, "batch_size", None), _count(loader)
-    if num_ranks == 1 or count is None or not isinstance(size, int) or loader.drop_last or not count % size:
+    size, count = _size_and_count(loader) if num_ranks > 1 else (None, None)
+    if count is None or loader.drop_last or not count % size:
         return []
     left = count % (size * num_ranks)
     idle = divided_lengths(left, num_ranks, size == 1).count(0)
