@@ -84,9 +84,6 @@ def main():
         trainer.train_loop(write_params=epoch % 10 == 0)
         trainer.eval()
 
-    trainer.print_best_metrics()
-    trainer.print_final_lr()
-
 
 if __name__ == "__main__":
     main()

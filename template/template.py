@@ -44,9 +44,11 @@ from .run.defaults import call_model, criterion_loss, default_metrics, follow_re
 from .run.lifetime import Lifetime
 from .run.old_names import OtherName, adopt_old_names
 from .run.predictions import predict
+from .run.reports import describe
 from .run.setup import set_up
 from .update.guard import fetch_losses
 from .update.lr_scheduler import WarmUpLR as WarmUpLR  # the template.py of 2021 held it
+from .update.lr_scheduler import rates_line
 from .update.stepper import make_clip
 
 if TYPE_CHECKING:
@@ -220,6 +222,7 @@ class TemplateModel:
     if not TYPE_CHECKING:  # a checker would let every misspelt name pass
         __setattr__ = assignments.set_attribute
 
+    __repr__ = describe
     __getstate__ = copies.state_to_copy
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -443,8 +446,7 @@ class TemplateModel:
         self.lifetime.open_epoch = self.epoch
         for call in self.hooks.on_train_end:
             call(self, result)
-        rates = " ".join(f"{optimizer.param_groups[0]['lr']:.2e}" for optimizer in self.optimizer_list)
-        seconds = time.perf_counter() - self._epoch_started
+        rates, seconds = rates_line(self.optimizer_list), time.perf_counter() - self._epoch_started
         print(f"epoch {self.epoch:3d} train | {values_line(result)} | lr {rates} | {seconds:.1f} s")
         self.lr_schedule.after_epoch(self.epoch)
         if self.eval_loader is None:  # plateau schedules have nothing else to look at
@@ -478,7 +480,7 @@ class TemplateModel:
                 lifetime.half_evaluated = True
                 improved = note_best(self, result)
                 line = values_line(result, [self.key_metric])
-                print(f"epoch {self.epoch:3d} eval  | {line}{f' | best {self.key_metric}' if improved else ''}")
+                print(f"epoch {self.epoch:3d} eval  | {line}{f' | {improved} {self.key_metric}' if improved else ''}")
                 for call in self.hooks.on_eval_result:
                     call(self, result)
                 if improved:  # the weights that were scored: a callback may have put averages in their place

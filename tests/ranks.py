@@ -114,6 +114,8 @@ def epochs_told(text):
 class Thread(Alone):
     """A rank that is a thread; what it tells goes through a file."""
 
+    patience = 30  # seconds
+
     def __init__(self, rank, slots, barrier):
         self.rank, self.size, self.is_main, self.slots, self.barrier = rank, len(slots), rank == 0, slots, barrier
 
@@ -121,9 +123,9 @@ class Thread(Alone):
         buffer = io.BytesIO()
         torch.save(value, buffer)
         self.slots[self.rank] = buffer.getvalue()
-        self.barrier.wait(30)
+        self.barrier.wait(self.patience)
         found = [torch.load(io.BytesIO(told), weights_only=True) for told in self.slots]
-        self.barrier.wait(30)
+        self.barrier.wait(self.patience)
         return found
 
 

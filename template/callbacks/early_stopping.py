@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..hooks import Callback
 from ..metrics.best import better_when, find_name
+from ..output.console import number
 from ..output.warn import warn
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class EarlyStopping(Callback):
         self.waited += 1
         if self.waited >= self.patience:
             model.should_stop = True
-            print(f"EarlyStopping: {name} did not get better than {self.best:.6g} in {self.waited} epochs.")
+            print(f"EarlyStopping: {name} did not get better than {number(self.best)} in {self.waited} epochs.")
 
     def _gain(self, value, mode):
         """How much better than the best; a NaN is never better, and anything is better than a NaN."""

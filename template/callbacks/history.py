@@ -1,6 +1,6 @@
 """A row per epoch in ``history.csv``, and the curves in ``history.png``.
 
-    epoch,global_step,train/tol_loss,eval/tol_loss,eval/acc,lr,seconds
+    epoch,global_step,train/tol_loss,eval/tol_loss,eval/acc,lr,seconds      # lr/<name> where there are several groups
 
 The png needs matplotlib (``pip install matplotlib``); without it the csv is all.
 
@@ -19,6 +19,7 @@ from ..hooks import Callback
 from ..output.csv_table import CsvTable, digest, read
 from ..output.curves import draw
 from ..output.run_folder import replace_file, told_when_it_fails
+from ..update.lr_scheduler import rates_by_name
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -69,7 +70,8 @@ class History(Callback):
     def on_train_end(self, model: TemplateModel, result: dict[str, float]) -> None:
         self._row = {_KEY: model.epoch, "global_step": model.global_step}
         self._row |= {f"train/{name}": float(value) for name, value in result.items()}
-        self._row["lr"] = float(model.optimizer_list[0].param_groups[0]["lr"])  # a tensor would change
+        rates = rates_by_name(model.optimizer_list)
+        self._row |= {"lr" if len(rates) == 1 else f"lr/{name}": rate for name, rate in rates.items()}
         self._row["seconds"] = round(time.perf_counter() - self._started, 3)
 
     def on_eval_result(self, model: TemplateModel, result: dict[str, Any]) -> None:

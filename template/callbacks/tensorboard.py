@@ -1,7 +1,7 @@
 """TensorBoard events under ``runs/<run>/``: open them with ``tensorboard --logdir runs``.
 
 Training and evaluation of one quantity share one chart: ``epoch/<name>`` (x: epoch) is written to the sub-folders
-``train`` and ``eval``. What is counted in updates has other tags: ``update/<loss>``, ``lr/<optimizer>``, ``speed/…``,
+``train`` and ``eval``. What is counted in updates has other tags: ``update/<loss>``, ``lr/<parameter group>``, ``speed/…``,
 ``weights/…``, ``grads/…``.
 """
 
@@ -17,6 +17,7 @@ from ..data.nested import first_tensor, to_device
 from ..hooks import Callback
 from ..metrics.modes import eval_mode
 from ..output.speed import peak_gigabytes
+from ..update.lr_scheduler import rates_by_name
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -65,8 +66,7 @@ class TensorBoard(Callback):
         if model.writer is None:
             return
         points = {f"update/{name}": value for name, value in values.items()}
-        for index, optimizer in enumerate(model.optimizer_list):
-            points[f"lr/{index}"] = float(optimizer.param_groups[0]["lr"])  # a tensor would change until it is written
+        points |= {f"lr/{name}": rate for name, rate in rates_by_name(model.optimizer_list).items()}
         _add_scalars(model.writer, points, model.global_step)
         if time.perf_counter() - self._speed_since[0] > _SPEED_EVERY_SECONDS:
             self._write_speed(model)

@@ -3,7 +3,7 @@
     direction_of("mae")                  # "min": the field knows it; None for a name that says nothing
     better_when(trainer, "mae")          # the same, with what the user said in key_metric_mode
     resolve_key(trainer, result)         # the name in an evaluation's result that decides
-    note_best(trainer, result)           # True when key_metric is at its best now
+    note_best(trainer, result)           # "best" when key_metric is at its best now, "equals the best", or ""
 """
 
 from __future__ import annotations
@@ -127,14 +127,14 @@ def resolve_key(trainer: TemplateModel, result) -> str:
     return found
 
 
-def note_best(trainer: TemplateModel, result) -> bool:
+def note_best(trainer: TemplateModel, result) -> str:
     """Keep the best value of everything in ``best_metric`` with its epoch. An equal value counts: the weights that were
     trained for longer are kept.
 
     Returns:
-        Whether ``key_metric`` is at its best in this very evaluation.
+        What ``key_metric`` is in this very evaluation: "best", "equals the best", or "" where it was better before.
     """
-    key_improved = False
+    of_key = ""
     for name, value in result.items():
         if not isinstance(value, float):
             continue
@@ -144,6 +144,7 @@ def note_best(trainer: TemplateModel, result) -> bool:
             continue
         best = trainer.best_metric.get(name, value)
         if value <= best if better_when(trainer, name) == "min" else value >= best:
+            if name == trainer.key_metric:
+                of_key = "equals the best" if value == trainer.best_metric.get(name) else "best"
             trainer.best_metric[name], trainer.best_epoch[name] = value, trainer.epoch
-            key_improved = key_improved or name == trainer.key_metric
-    return key_improved
+    return of_key

@@ -1,7 +1,7 @@
 """Lines for the console that a person reads at one glance, however many quantities there are.
 
     values_line({"tol_loss": 0.21, "part0": 0.1, ...}, important=("acc",))
-    # tol_loss 0.210000  acc 0.970000  part0 0.100000  and 76 more in history.csv
+    # tol_loss 0.2100  acc 0.9700  part0 0.1000  and 76 more in history.csv
 """
 
 from __future__ import annotations
@@ -21,10 +21,15 @@ def values_line(values: Mapping[str, Any], important: Iterable[Any] = ()) -> str
         values: what is shown, in this order.
         important: names that come first where not all fit, behind ``tol_loss``.
     """
-    texts = {name: f"{value:.6f}" for name, value in values.items() if isinstance(value, float)}
+    texts = {name: number(value) for name, value in values.items() if isinstance(value, float)}
     shown, left_out = fitting(texts, important)
     line = "  ".join(f"{name} {text}" for name, text in shown.items())
     return f"{line}  and {left_out} more in history.csv" if left_out else line
+
+
+def number(value: float) -> str:
+    """Four decimals, and for what is very small or large a power of ten: "0.9731", "3.2100e-05"."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.4e}"
 
 
 def fitting(texts: dict[str, str], important: Iterable[Any] = ()) -> tuple[dict[str, str], int]:

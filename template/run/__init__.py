@@ -18,6 +18,7 @@
 - ``defaults.py``: what do the default methods make of a batch?
 - ``counting.py``: how much does a batch weigh?
 - ``old_names.py``: what did templates before this one call differently?
+- ``reports.py``: what does a trainer say of itself, and at the end of a run?
 - ``copies.py``: what does a copy of a trainer hold?
 - ``options.py``: how does a dataclass become command-line options?
 """

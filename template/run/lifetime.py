@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from ..hooks import run_all
 from ..output import forks, run_folder
 from ..output.run_lock import RunInUse
 from ..output.warn import warnings_noted
+from .reports import tell_end
 from .signals import Interrupted, Left, StopRequest, ending, is_interactive
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ class Lifetime:
         self._depth = 0              # of sessions: a callback may evaluate in the midst of an epoch
         self._whole = (0, 0)         # global_step and batches_done behind the last update that was finished
         self._cut_epoch: Any = None  # number of the epoch that was trained and then left before its evaluation
+        self._began: float | None = None  # when the first epoch since the last end did, on time.perf_counter's clock
+        self._is_done = False        # the loop is over: where everything is can be said
         self._left: Any = None       # generators, batches and the place in them, when a signal ended the training
         forks.tell(self)
 
@@ -67,6 +71,7 @@ class Lifetime:
         """Training begins or goes on: with the weights that are there, and what it makes of them counts."""
         self._agree("train_loop()")
         self._require_place()
+        self._began = self._began or time.perf_counter()
         self._take_up()
         self.finish_epoch()
         self.leave_when_asked()
@@ -112,7 +117,8 @@ class Lifetime:
     def has_more(self, total):
         """Whether ``epochs(total)`` goes on: the one place where all ranks look at ``should_stop``, wherever it was set."""
         self._agree(f"epochs({total})")
-        return self.trainer.epochs_done < total and not self.trainer.should_stop
+        self._is_done = self.trainer.epochs_done >= total or self.trainer.should_stop
+        return not self._is_done
 
     def _agree(self, call):
         """All ranks begin ``call``, and stop when one of them wants to."""
@@ -394,6 +400,9 @@ class Lifetime:
                 self.stop_request.restore()
                 trainer.stdout_logger.restore()
                 self.checkpoints.lock.release()
+        if self._is_done and self._began is not None:
+            tell_end(trainer, time.perf_counter() - self._began)
+            self._began = None
 
     def _save_what_is_left(self):
         if self.open_epoch is not None and self.trainer.eval_loader is not None:
@@ -411,6 +420,7 @@ class Lifetime:
         error = getattr(sys, "last_value", None)
         if self.trainer.world.size > 1 and error is not None:
             self.open_epoch = None  # an error ends this rank, and the others wait elsewhere
+        self._is_done = error is None
         self.close()
         self._take_folder_away(error)  # load_state found no file, for instance
 

@@ -260,3 +260,34 @@ def _check_factors(kind, args):
             f"lr_scheduler_args={args!r} gives lr_scheduler_type={kind!r} no usable rates: at the start, half-way and at "
             f"the end they are {factors} times the optimizer's. They must be finite, never negative, and not 0 half-way."
         )
+
+
+# --- rates to show ----------------------------------------------------------------------------------------------------
+
+_MOST_SHOWN = 3  # rates in a line
+
+
+def rates_by_name(optimizers) -> dict[str, float]:
+    """The present rate of every parameter group: ``{"backbone": 1e-5, "head": 1e-3}``.
+
+    A group is called by its entry "name". Without one it is the number of its optimizer, "0", or where that has several
+    groups "0.0", "0.1", ….
+    """
+    found: dict[str, float] = {}
+    for i, optimizer in enumerate(optimizers):
+        for j, group in enumerate(optimizer.param_groups):
+            number = str(i) if len(optimizer.param_groups) == 1 else f"{i}.{j}"
+            name = str(group.get("name", number))
+            found[name if name not in found else f"{number}.{name}"] = float(group["lr"])  # a tensor would change
+    return found
+
+
+def rates_line(optimizers) -> str:
+    """The rates in a line: "1.00e-03", "backbone 1.00e-05 head 1.00e-03", or the lowest and the highest of many."""
+    rates = rates_by_name(optimizers)
+    different = sorted(set(rates.values()))
+    if len(different) == 1:
+        return f"{different[0]:.2e}"
+    if len(rates) > _MOST_SHOWN:
+        return f"{different[0]:.2e} to {different[-1]:.2e}"
+    return " ".join(f"{rate:.2e}" if name[0].isdigit() else f"{name} {rate:.2e}" for name, rate in rates.items())

@@ -155,7 +155,7 @@ def test_a_plain_loop_that_goes_on_after_the_stop_does_nothing(capsys):
     assert scores == [0.5, 0.375, 0.25, 0.25, 0.25]
     assert not Path(trainer.ckpt_dir, "epoch4.pth").exists()
     said = capsys.readouterr().out
-    assert "EarlyStopping: score did not get better than 0.5 in 2 epochs." in said
+    assert "EarlyStopping: score did not get better than 0.5000 in 2 epochs." in said
     assert "Training was stopped, so train_loop() does nothing" in said
 
 

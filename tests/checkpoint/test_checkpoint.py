@@ -773,8 +773,9 @@ def test_auto_goes_on_in_the_newest_runs_folder(capsys):
     third.fit(3)
     assert third.global_step == 18
     log = (Path(second.ckpt_dir) / "log.txt").read_text()
-    assert log.count("===") == 4 and "epoch   2 eval" in log and "load model state from" in log and "epoch   3 eval" in log
-    assert log.index("epoch   2 eval") < log.rindex("===") < log.index("load model state") < log.index("epoch   3 train")
+    assert log.count("===") == 8 and "epoch   2 eval" in log and "load model state from" in log and "epoch   3 eval" in log
+    places = [log.index(part) for part in ("epoch   2 eval", "=== 2 epochs done", "load model state", "epoch   3 train")]
+    assert places == sorted(places) and log.count("=== 20") == 2
     starts = json.loads((Path(second.ckpt_dir) / "config.json").read_text())
     assert [start["options"] for start in starts] == [{}, {"lr": 0.1}]
     assert third.run_name == second.run_name

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ranks import in_threads
+from ranks import Thread, in_threads
 from tiny import CPU, tiny_data
 from torch.utils.data import (
     ConcatDataset,
@@ -238,7 +238,8 @@ def test_lengths_save_the_question_before_each_batch_and_nothing_is_lost_where_t
     assert questions == (asked if asked else 1)
 
 
-def test_a_rank_that_gets_nothing_at_all_is_told_so():
+def test_a_rank_that_gets_nothing_at_all_is_told_so(monkeypatch):
+    monkeypatch.setattr(Thread, "patience", 1)  # the other one waits for it
     error = rounds_of([[0, 1], []])[1]
     assert type(error) is ValueError and "a batch in every epoch, and train_loader gave rank 1 none" in str(error)
 

@@ -20,6 +20,17 @@ from template.data.seeding import own_generators
 from template.template import TemplateModel
 
 COUNT, WIDTH = 120, 8
+OPENED = []  # files, in this process
+
+
+@pytest.fixture(autouse=True)
+def close_files():
+    """A warning that one was left open would come in the midst of another test."""
+    yield
+    while OPENED:
+        file = OPENED.pop()
+        if hasattr(file, "close"):  # a memmap has none
+            file.close()
 
 
 def write_files(name, first):
@@ -58,6 +69,7 @@ class Lazy(Dataset):
     def __getitem__(self, index):
         if self.file is None:
             self.file, self.opened_in = self.open(), os.getpid()
+            OPENED.append(self.file)
         assert self.opened_in == os.getpid(), "a file that another process opened"
         return torch.tensor(self.row(index)), self.first + index
 

@@ -15,8 +15,8 @@ def columns(monkeypatch):
     return lambda number: monkeypatch.setenv("COLUMNS", str(number))
 
 
-def test_a_few_values_stand_in_their_order_with_six_digits():
-    assert values_line({"tol_loss": 0.25, "acc": 1.0, "confusion": [[1]]}) == "tol_loss 0.250000  acc 1.000000"
+def test_a_few_values_stand_in_their_order_with_four_decimals():
+    assert values_line({"tol_loss": 0.25, "acc": 1.0, "confusion": [[1]]}) == "tol_loss 0.2500  acc 1.0000"
 
 
 @pytest.mark.parametrize("terminal", [20, 80, 200])
@@ -24,7 +24,7 @@ def test_many_values_are_cut_with_their_number_and_where_the_others_are(columns,
     columns(terminal)
     values = {f"part_{number}": 0.5 for number in range(80)} | {"acc": 0.75, "tol_loss": 0.25}
     line = values_line(values, ["acc"])
-    assert line.startswith("tol_loss 0.250000  acc 0.750000  ")
+    assert line.startswith("tol_loss 0.2500  acc 0.7500  ")
     shown, left_out = line.count("0.5") + 2, int(re.search(r"  and (\d+) more in history.csv$", line)[1])
     assert shown + left_out == 82
     assert len(line) <= max(terminal, 120) - 45
