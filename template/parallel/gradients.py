@@ -2,10 +2,13 @@
 
     parallel = make_parallel(trainer, device, has_own_step=False, has_own_count=False)
     mean = parallel.mean(num_samples, is_even)     # of the update's samples, over the ranks
+    parallel.exchange_gradients(is_last)           # before each forward
     loss = loss * num_samples / mean               # the average of such losses is the mean over all samples
     loss.backward()                                # exchanges gradients meanwhile
+    parallel.complete(parameters)                  # now they are those of all ranks
 
-- "ddp": each rank holds everything; torch's ``DistributedDataParallel`` averages gradients while others are computed.
+- "ddp": each rank holds everything; torch's ``DistributedDataParallel`` averages gradients while others are computed. What
+  it does not see, because the loss took another way than ``self.net(x)``, is averaged at the update.
 - "fsdp": each rank holds a part of weights, gradients and optimizer states (``fully_shard``).
 - A ``train_step`` of your own (GANs, several backwards) gets plain averages when an optimizer is updated: whatever it
   does is right, and nothing overlaps.
@@ -14,10 +17,14 @@ A model is wrapped in place, so that ``self.net(x)`` in a subclass takes the sam
 """
 
 import re
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .equality import Buffers, make_equal
 
 MODES = ("auto", "ddp", "fsdp", None)
 
@@ -34,35 +41,33 @@ def make_parallel(trainer, device, has_own_step, has_own_count):
         ValueError: an option that cannot be.
     """
     models, world, options = trainer.model_list, trainer.world, dict(trainer.parallel_options)
-    for module in [*models, *([trainer.criterion] if isinstance(trainer.criterion, nn.Module) else [])]:
-        make_equal(module)
+    modules = [*models, *([trainer.criterion] if isinstance(trainer.criterion, nn.Module) else [])]
+    for module in modules:
+        make_equal([*module.parameters(), *module.buffers()])
     if trainer.parallel == "fsdp":
-        parallel = Sharded(models, trainer.optimizer_list, world, device, **options)
+        parallel = Sharded(models, modules, trainer.optimizer_list, world, device, **options)
     elif has_own_step:
-        parallel = Averaged(world, device)
+        parallel = Averaged(modules, world, device)
     else:
-        parallel = Replicated(models, world, device, options)
+        parallel = Replicated(models, modules, world, device, options)
     parallel.has_own_count = has_own_count
     return parallel
 
 
-def make_equal(model, only_buffers=False):
-    """Rank 0's weights and buffers on every rank."""
-    with torch.no_grad():
-        for tensor in [*([] if only_buffers else model.parameters()), *model.buffers()]:
-            dist.broadcast(tensor, 0)
-
-
 class Averaged:
-    """Gradients are averaged when an optimizer is updated."""
+    """Gradients are averaged when an optimizer is updated.
+
+    Args:
+        modules: models and criterion, whose buffers become rank 0's before an evaluation.
+    """
 
     is_sharded = False
     has_own_count = False  # equally long batches may weigh differently
 
-    def __init__(self, world, device):
+    def __init__(self, modules, world, device):
         self.world = world
         self.device = device
-        self.exchanged = set()  # ids of parameters whose gradients a backward exchanges
+        self.buffers = Buffers(modules)
 
     def mean(self, count, is_even):
         """The mean of an update's samples over the ranks: a number, or a tensor on a GPU, which nobody waits for.
@@ -81,14 +86,16 @@ class Averaged:
         return mean.clamp_(min=torch.finfo(mean.dtype).tiny)  # 0 would make the weights of the losses NaN
 
     def exchange_gradients(self, wanted):
-        """Whether the next backward shall exchange gradients: only the last of an accumulation group does."""
+        """Whether the next backward shall exchange gradients: only the last of an accumulation group does. Called before
+        its forward."""
 
     def complete(self, parameters):
-        """Called before an update of ``parameters``: their gradients become those of all ranks, unless they are already."""
-        parameters = [p for p in parameters if p.requires_grad and id(p) not in self.exchanged]
+        """Called before an update of ``parameters``: their gradients become those of all ranks."""
+        parameters = [p for p in parameters if p.requires_grad or p.grad is not None]  # frozen within a group
         for dtype in dict.fromkeys(p.dtype for p in parameters):
             self._average([p for p in parameters if p.dtype == dtype])
 
+    @torch.no_grad()
     def _average(self, parameters):
         """In one exchange, with a flag for each parameter that has a gradient: what has none anywhere stays without."""
         has = parameters[0].new_tensor([p.grad is not None for p in parameters])
@@ -96,68 +103,124 @@ class Averaged:
         flat = torch.cat([has, *(part.reshape(-1) for part in parts)])
         dist.all_reduce(flat)
         has, *parts = flat.split([len(parameters), *(p.numel() for p in parameters)])
-        has = has.tolist()
-        for p, part, count in zip(parameters, parts, has):
+        is_sure = all(p.grad is not None for p in parameters)  # else the flags are read, which waits for the device
+        for p, part, count in zip(parameters, parts, [1] * len(parameters) if is_sure else has.tolist()):
             if count:
                 part = part.view_as(p).div_(self.world.size)
-                p.grad = part.clone() if p.grad is None or p.grad.is_sparse else p.grad.copy_(part)
+                if p.grad is None or p.grad.is_sparse:
+                    p.grad = part.clone() if p.grad is None else part.to_sparse(1)
+                else:
+                    p.grad.copy_(part)
 
-    def before_evaluation(self, models):
+    def before_evaluation(self):
         """Buffers that the forwards of a rank have changed (statistics of BatchNorm) become rank 0's, which a checkpoint
         has."""
-        for model in models:
-            make_equal(model, only_buffers=True)
+        self.buffers.make_equal()
 
 
 class Replicated(Averaged):
-    """Each model in a ``DistributedDataParallel`` of its own; what is frozen when it is made, or in no model (weights of a
-    criterion), is averaged at the update."""
+    """Each model in a ``DistributedDataParallel`` of its own, see ``Wrapped``.
 
-    def __init__(self, models, world, device, options):
-        super().__init__(world, device)
+    Once a model was called, DDP exchanges all its gradients, whatever else the loss is made of. The rest is averaged at
+    the update: models that were not called, as in ``self.net.forward(x)`` or ``self.net.head(features)``, and what is in no
+    model (weights of a criterion). As with DDP itself, all ranks run the same program: what one rank calls, each one calls.
+
+    Args:
+        options: of ``DistributedDataParallel``. With ``broadcast_buffers`` (or ``forward_sync_buffers``) False each rank
+            keeps its own buffers between two evaluations; else they become rank 0's at every update.
+    """
+
+    def __init__(self, models, modules, world, device, options):
+        super().__init__(modules, world, device)
+        self.shares_buffers = options.pop("broadcast_buffers", options.pop("forward_sync_buffers", True))
         options = {"device_ids": [device.index] if device.type == "cuda" else None, "init_sync": False} | options
-        self.wrappers = [_wrap(model, options) for model in models if any(p.requires_grad for p in model.parameters())]
-        self.exchanged |= {id(p) for model in models for p in model.parameters() if p.requires_grad}
+        self.wrapped = [Wrapped(model, options) for model in models]
 
     def exchange_gradients(self, wanted):
-        for wrapper in self.wrappers:
-            wrapper.require_backward_grad_sync = wanted  # what its no_sync() sets, for a forward and its backward
+        for one in self.wrapped:
+            one.begin(wanted)
+
+    def complete(self, parameters):
+        exchanged = set().union(*(one.end() for one in self.wrapped))
+        super().complete(p for p in parameters if id(p) not in exchanged)
+        if self.shares_buffers:
+            self.buffers.make_equal()
 
 
-def _wrap(model, options):
-    inner = model._compiled_call_impl or model._call_impl
-    wrapper = nn.parallel.DistributedDataParallel(model, **options)
-    is_inside = False
+class Wrapped:
+    """A model whose calls take the way through a ``DistributedDataParallel`` while gradients are made for an update, in
+    train and in eval mode. Other calls stay as they are, also those with gradients that a callback makes on one rank alone.
 
-    def call(*args, **kwargs):
-        nonlocal is_inside
-        if is_inside or not (torch.is_grad_enabled() and model.training):
-            return inner(*args, **kwargs)
-        is_inside = True
+    DDP asks only once which parameters are trainable. So a new one is made when some were frozen or unfrozen since the last
+    update, and none where nothing is trainable.
+    """
+
+    def __init__(self, model, options):
+        self.model, self.options = model, options
+        self.inner = model._compiled_call_impl or model._call_impl
+        self.is_open = self.is_inside = self.was_called = False
+        self.wrapper = None
+        self._make()
+        model._compiled_call_impl = self._call
+
+    def _make(self):
+        if self.wrapper is not None:
+            del self.wrapper.reducer, self.wrapper.logger  # its hooks and buckets go now, not when Python collects cycles
+            self.wrapper = None
+        named = dict(self.model.named_parameters())
+        self.parameters = list(named.values())
+        self.is_trainable = self._is_trainable()
+        trainable = {name: p for name, p in named.items() if p.requires_grad}
+        self.names, self.ids = list(trainable), {id(p) for p in trainable.values()}
+        if trainable:
+            self.wrapper = DistributedDataParallel(self.model, **self.options)
+            self.wrapper.broadcast_buffers = False  # ``Buffers`` knows more dtypes; as an argument it is deprecated
+
+    def _is_trainable(self):
+        return [p.requires_grad for p in self.parameters]
+
+    def begin(self, is_last):
+        """A forward for an update begins, the last one before it, or one of an accumulation group."""
+        if is_last and self._is_trainable() != self.is_trainable:
+            self._make()
+        if self.wrapper is not None:
+            self.wrapper.require_backward_grad_sync = is_last  # what its no_sync() sets, for a forward and its backward
+        self.is_open, self.was_called = True, False
+
+    def end(self):
+        """The ids of the parameters whose gradients the backward has exchanged."""
+        self.is_open = False
+        if not self.was_called:
+            return set()
+        with self._explained():
+            self.wrapper._check_reducer_finalized()  # before gradients are used that were not sent
+        return self.ids
+
+    def _call(self, *args, **kwargs):
+        if not self.is_open or self.is_inside or self.wrapper is None or not torch.is_grad_enabled():
+            return self.inner(*args, **kwargs)
+        self.is_inside = self.was_called = True
         try:
-            return wrapper(*args, **kwargs)
-        except RuntimeError as error:
-            _explain_unused(model, error)
-            raise
+            with self._explained():
+                return self.wrapper(*args, **kwargs)
         finally:
-            is_inside = False
+            self.is_inside = False
 
-    model._compiled_call_impl = call
-    return wrapper
-
-
-def _explain_unused(model, error):
-    """torch tells indices where a person needs names."""
-    if "Expected to have finished reduction" not in str(error):
-        return
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-    indices = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
-    unused = [names[int(index)] for index in indices[1].split()] if indices else ["some parameters"]
-    raise ValueError(
-        f"Under DDP every trainable parameter needs a gradient in every update, and these got none: {unused[:5]}"
-        f"{f' and {len(unused) - 5} more' if len(unused) > 5 else ''}. Freeze them with requires_grad_(False), or set "
-        "parallel_options = {'find_unused_parameters': True}, which costs a walk through the graph per update."
-    ) from error
+    @contextmanager
+    def _explained(self):
+        """torch tells indices where a person needs names."""
+        try:
+            yield
+        except RuntimeError as error:
+            if "Expected to have finished reduction" not in str(error):
+                raise
+            indices = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
+            unused = [self.names[int(index)] for index in indices[1].split()] if indices else ["some parameters"]
+            raise ValueError(
+                f"Under DDP every trainable parameter needs a gradient in every update, and these got none: {unused[:5]}"
+                f"{f' and {len(unused) - 5} more' if len(unused) > 5 else ''}. Freeze them with requires_grad_(False), or "
+                "set parallel_options = {'find_unused_parameters': True}, which costs a walk through the graph per update."
+            ) from error
 
 
 class Sharded(Averaged):
@@ -169,16 +232,17 @@ class Sharded(Averaged):
         **options: of ``fully_shard``: ``mp_policy``, ``reshard_after_forward``, ``offload_policy``, …
 
     Raises:
-        ValueError: ``blocks`` finds nothing, or an optimizer has a state already.
+        ValueError: ``blocks`` finds nothing, an optimizer has a state already, or parameters that belong to no model.
     """
 
     is_sharded = True
 
-    def __init__(self, models, optimizers, world, device, blocks=None, **options):
+    def __init__(self, models, modules, optimizers, world, device, blocks=None, **options):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        super().__init__(world, device)
+        super().__init__(modules, world, device)
+        _require_own(models, optimizers)
         if any(optimizer.state for optimizer in optimizers):
             raise ValueError("Under parallel='fsdp' optimizers must be fresh when check_init() is called; one has a state.")
         options.setdefault("mesh", init_device_mesh(device.type, (world.size,)))
@@ -195,11 +259,46 @@ class Sharded(Averaged):
         for optimizer in optimizers:  # they hold what the models held before
             for group in optimizer.param_groups:
                 group["params"] = [new.get(id(p), p) for p in group["params"]]
-        self.exchanged |= {id(p) for p in new.values()}
 
     def exchange_gradients(self, wanted):
         for model in self.models:
             model.set_requires_gradient_sync(wanted)
+
+    def complete(self, parameters):
+        """The backward has done it."""
+
+
+def _require_own(models, optimizers):
+    """What belongs to no model would not be divided, and no optimizer takes both kinds at once."""
+    own = {id(p) for model in models for p in model.parameters()}
+    for i, optimizer in enumerate(optimizers):
+        others = [tuple(p.shape) for group in optimizer.param_groups for p in group["params"] if id(p) not in own]
+        if others:
+            raise ValueError(
+                f"Under parallel='fsdp' an optimizer may hold parameters of model_list only, and optimizer_list[{i}] holds "
+                f"{len(others)} other{'s' * (len(others) > 1)} as well, of shape {', '.join(map(str, others[:5]))}. For "
+                "parameters of a criterion, make them a part of a model that uses them in its forward(), or set "
+                "parallel = 'ddp'.")
+
+
+@contextmanager
+def explained(parallel):
+    """Around what trains and evaluates: torch's error about divided weights, in words of this folder.
+
+    Raises:
+        ValueError: under fsdp a part of a model was used outside of the model's call.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if parallel is None or not parallel.is_sharded or "mixed torch.Tensor and DTensor" not in str(error):
+            raise
+        raise ValueError(
+            "Under parallel='fsdp' weights are divided among the ranks, and only the call of a whole model gathers them: "
+            "self.net(x). Here a part of a model was used by itself, as in self.net.forward(x), self.net.head(x) or "
+            "self.net.weight. Move that computation into the model's forward(), give the part as one of "
+            "parallel_options = {'blocks': (PartsClass,)} or as a model of its own in model_list, or set parallel = 'ddp', "
+            "where any way is right.") from error
 
 
 def _blocks(model, blocks):

@@ -19,6 +19,7 @@ from ..checkpoint.plain_data import bytes_of
 from ..checkpoint.saver import Saver
 from ..output import run_folder
 from ..output.run_lock import RunLock
+from ..parallel.equality import require_equal_weights
 from ..update.guard import fetch_losses
 from ..update.schedule_free import averaged, averaged_to_continue
 
@@ -71,6 +72,7 @@ class Checkpoints:
         trainer = self.trainer
         self._require_place()
         fetch_losses(trainer)  # what is not finite is never saved
+        require_equal_weights(trainer)
         for callback in trainer.hooks.callbacks:
             if hasattr(callback, "flush"):
                 callback.flush()

@@ -139,7 +139,7 @@ class Evaluator:
         trainer = self.trainer
         result, trainer.eval_loss_names, self.is_computing = {}, set(), False
         if trainer.stepper.parallel is not None:
-            trainer.stepper.parallel.before_evaluation(trainer.model_list)
+            trainer.stepper.parallel.before_evaluation()
         passes_on = trainer.one_forward or self.writes_losses and not self.writes_scores
         # not inference_mode: it saves 2%, and what a model keeps from its first evaluation could not be trained with
         with (eval_mode(trainer.model_list), torch.no_grad(),

@@ -21,6 +21,7 @@ from ..hooks import run_all
 from ..output import forks, run_folder
 from ..output.run_lock import RunInUse
 from ..output.warn import warnings_noted
+from ..parallel.gradients import explained
 from .reports import tell_end
 from .signals import Interrupted, Left, StopRequest, ending, is_interactive
 
@@ -266,7 +267,7 @@ class Lifetime:
             try:
                 if call is not None:
                     trainer.world.begin(call)
-                with warnings_noted(trainer.stdout_logger.note):
+                with warnings_noted(trainer.stdout_logger.note), explained(trainer.stepper.parallel):
                     yield
                 self.folder_is_new = False
                 if self._depth == 1 and is_interactive():

@@ -172,7 +172,15 @@ def _find_state(trainer, name) -> tuple[Any, Any]:
 
 def save_model(trainer: TemplateModel, fname: str | Path) -> None:
     """Pickle the whole modules as ``{"model0": …}``: ``torch.load(fname, weights_only=False)`` gives them back where
-    their classes can be imported. For a file that outlives the code, use ``save_state``. Rank 0 writes."""
+    their classes can be imported. For a file that outlives the code, use ``save_state``. Rank 0 writes.
+
+    Raises:
+        ValueError: under fsdp, where each rank holds a part of the models.
+    """
+    if trainer.is_sharded:
+        raise ValueError("save_model() pickles whole models, and under parallel='fsdp' each rank holds a part of them. Use "
+                         "save_state(fname, optim=False), which gathers the weights; one process can load them with "
+                         "load_state(fname, optim=False), and call save_model() there.")
     world = _writers(trainer, "save_model()")
     if world is None:
         return

@@ -26,6 +26,7 @@ from ..output import run_folder, run_lock
 from ..output.logger import Logger
 from ..output.warn import warnings_noted
 from ..parallel import ranks
+from ..parallel.equality import SameWeights
 from ..parallel.gradients import make_parallel
 from ..update import schedule_free
 from ..update.closure import ClosureStepper, takes_closure
@@ -81,7 +82,7 @@ def _build(trainer, callbacks, overrides, log_name, clean_log, arg, use_tb):
     check_length(trainer, trainer.updates_per_epoch())
     trainer.lr_schedule = build_schedule(trainer, trainer.updates_per_epoch(), better_when(trainer, trainer.key_metric))
     trainer.stepper = _stepper(trainer, device, parallel)
-    extra = [*preflight(trainer), *([TellCompiling()] if trainer.compile else [])]
+    extra = [*preflight(trainer), *([TellCompiling()] if trainer.compile else []), *([SameWeights()] if parallel else [])]
     hooks = Hooks([*callbacks, *extra])
     refuse_unsavable(trainer, hooks.callbacks)
     _open_run(trainer, log_name, clean_log, arg, use_tb)

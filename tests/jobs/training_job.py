@@ -341,10 +341,10 @@ def only_several(size):
     results["unused, searched"] = train(Unused(parallel_options=options), "unused, searched")
     rank = int(os.environ["RANK"])
     results["each alone"] = train(tiny(BATCH, parallel=None), f"alone{rank}")
-    trainer = Normed()
-    results["normed"] = train(trainer, "normed")
-    results["normed"] |= {"trained": trainer.callbacks[2].trained, "evaluated": trainer.callbacks[2].evaluated,
-                          "mean": trainer.model_list[0][1].running_mean}
+    for name, options in {"normed": {}, "normed apart": {"broadcast_buffers": False}}.items():
+        trainer = Normed(parallel_options=options)
+        results[name] = train(trainer, name)
+        results[name] |= {"trained": trainer.callbacks[2].trained, "evaluated": trainer.callbacks[2].evaluated}
     results["2021"] = train(Script2021(tiny_model(dropout=0.0), train_loader=loader(BATCH)), "2021")
     if DEVICE == "cuda":
         results["synced"] = train(Normed(sync_batchnorm=True), "synced")

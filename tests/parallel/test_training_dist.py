@@ -72,7 +72,7 @@ def test_a_plain_loop_over_the_whole_batches_ends_with_the_same_weights(two):
 def test_rank_zero_alone_prints_and_every_line_comes_once(two):
     _, folder, stdout, _ = two
     assert epochs_told((folder / "check_point/sgd/log.txt").read_text()) == [1, 2]
-    trainings = len(ALIKE) + 5
+    trainings = len(ALIKE) + 6
     assert len(epochs_told(stdout)) == EPOCHS * trainings
     assert "2 processes (ddp): a batch of 4 on each makes 8 samples per update; learning rates stay as set" in stdout
 
@@ -115,17 +115,19 @@ def test_a_script_of_2021_trains_in_several_processes_as_it_is(two):
     assert history(two[1] / "check_point/2021") == history(two[1] / "check_point/sgd")
 
 
-def test_evaluation_and_checkpoint_use_the_batchnorm_statistics_of_rank_zero(two):
+@pytest.mark.parametrize("name", ["normed", "normed apart"])
+def test_evaluation_and_checkpoint_use_the_batchnorm_statistics_of_rank_zero(name, two):
     results, folder, *_ = two
-    one, other = [result["normed"] for result in results]
-    for epoch in range(EPOCHS):
-        assert not torch.equal(one["trained"][epoch], other["trained"][epoch]), "each had batches of its own"
+    one, other = [result[name] for result in results]
+    for epoch in range(EPOCHS):  # each had batches of its own, and takes rank 0's statistics at the update or later
+        assert torch.equal(one["trained"][epoch], other["trained"][epoch]) == (name == "normed")
+        assert torch.equal(one["trained"][epoch], results[0]["normed"]["trained"][epoch])
     assert all(torch.equal(mean, one["evaluated"][0]) for mean in (one["trained"][0], one["evaluated"][1]))
     last = one["trained"][-1]
     assert torch.equal(one["evaluated"][-1], last) and torch.equal(other["evaluated"][-1], last)
     trainer = Normed()
     trainer.check_init(use_tb=False)
-    trainer.load_state(folder / "check_point/normed/last.pth")
+    trainer.load_state(folder / f"check_point/{name}/last.pth")
     assert torch.equal(trainer.model_list[0][1].running_mean, last)
     assert torch.equal(weights(trainer), one["weights"])
     assert trainer.test() == pytest.approx(one["eval"], rel=1e-6)
