@@ -303,14 +303,15 @@ class _ReplayedBatches(_Batches):
                     "from the end of an epoch, or give a seed to both shuffles, WebDataset(…, shardshuffle=100, seed=1)"
                     f".shuffle(1000, seed=1): then every epoch has the same order.{keep}"]
         if not isinstance(loader, DataLoader):
-            return [f"{type(loader).__name__} is read from its start again: the same batches if its order depends "
-                    "on nothing but the global generators of torch, numpy and random, or on set_epoch()."]
+            return [f"a run that goes on in the middle of an epoch reads {type(loader).__name__} from its start again, and "
+                    "leaves out the batches that it has trained on. This is exact if the same batches come again: if their "
+                    "order follows the random numbers of torch, numpy or Python, or set_epoch()."]
         notes = []
         if loader.num_workers:
-            notes.append(f"the order of an IterableDataset depends on num_workers: keep {loader.num_workers}.")
+            notes.append(f"go on with num_workers={loader.num_workers}: the order of an IterableDataset depends on it.")
         if loader.num_workers and loader.persistent_workers:
-            notes.append("persistent workers take their random numbers from one epoch into the next; with an "
-                         "IterableDataset that draws some, set persistent_workers=False.")
+            notes.append("persistent workers take their random numbers from one epoch into the next. If your "
+                         "IterableDataset draws random numbers, set persistent_workers=False to go on exactly.")
         return notes
 
     def epoch(self, epoch, start=0):
@@ -492,10 +493,12 @@ class _MapBatches(_Batches):
         samplers = (loader.batch_sampler, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
         own = [part for part in samplers if part is not None and not type(part).__module__.startswith("torch.utils.data")]
         if own and not _equal(self._lists(1), self._lists(1)):
-            notes.append(f"{type(own[0]).__name__} gave two orders for one (seed, epoch). Let it draw from the global "
-                         "generators of torch, numpy or random, from one that is its attribute, or from set_epoch().")
+            notes.append(f"{type(own[0]).__name__} gave two different orders for the same epoch, so a run that goes on "
+                         "reads other samples. Let it draw from the random numbers of torch, numpy or Python, from a "
+                         "generator that is its attribute, or from set_epoch().")
         if loader.num_workers and not getattr(loader, "in_order", True):
-            notes.append("with in_order=False batches come as the workers finish them; set in_order=True.")
+            notes.append("with in_order=False batches come as the workers finish them, which nobody can repeat. Set "
+                         "in_order=True to go on exactly.")
         return notes
 
     def _lists(self, epoch, start=0, samples=None):

@@ -98,7 +98,7 @@ def _build(trainer, callbacks, overrides, log_name, clean_log, arg, use_tb):
     if trainer.eval_loader is None:
         print(f"  {note_on_evaluations(trainer, overrides)}")
     for note in trainer.train_batches.notes():
-        print(f"  not exact when continued: {note}")
+        print(f"  resume: {note}")
     for note in schedule_free.notes(trainer.model_list, trainer.optimizer_list):
         print(f"  {note}")
 
