@@ -98,9 +98,9 @@ def once(tmp_path_factory, name, run):
 
 
 def history(folder):
-    """``history.csv`` as a list of dicts of numbers, without the seconds."""
+    """``history.csv`` as a list of dicts of numbers, without the seconds and without what a row lacks."""
     header, *rows = [line.split(",") for line in (Path(folder) / "history.csv").read_text().splitlines()]
-    return [{name: float(value) for name, value in zip(header, row) if name != "seconds"} for row in rows]
+    return [{name: float(value) for name, value in zip(header, row) if value and name != "seconds"} for row in rows]
 
 
 def epochs_told(text):

@@ -179,6 +179,7 @@ class ClosureStepper(Stepper):
         losses = self._losses[index]
         loss = torch.stack(losses).sum() if losses else torch.zeros((), device=self.device)
         if self.parallel is not None:  # all ranks decide alike
+            loss = loss.double()  # of one kind on all of them: a rank may have no sample, and no loss
             dist.all_reduce(loss)
             loss /= self.parallel.world.size
         return loss
