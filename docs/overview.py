@@ -14,6 +14,7 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 9.0, 3.75  # inches; at 200 dots each the README shows it at half its size
+COLUMNS = 84  # of the terminal that is drawn
 TEXT, DIM, GOOD = "#d5dbe3", "#8b98a8", "#8fd694"
 TRAIN, EVAL, BEST = "tab:blue", "tab:orange", "crimson"
 
@@ -23,7 +24,8 @@ def shown_lines(log):
     lines = log.splitlines()
     epochs = [line for line in lines if line.startswith("epoch ")]
     end = lines[lines.index(epochs[-1]) + 1:]
-    return ["$ python train.py", lines[0], *epochs[:8], "…", *epochs[-2:], *end]
+    shown = ["$ python train.py", lines[0], *epochs[:6], "…", *epochs[-2:], *end]
+    return [line if len(line) <= COLUMNS else f"{line[:COLUMNS - 1]}…" for line in shown]
 
 
 def draw_terminal(axes, lines):
