@@ -21,6 +21,7 @@ import sys
 import tarfile
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -269,10 +270,12 @@ def test_no_signal_loses_an_update(number, code, workers, chain, undisturbed, tm
     record_property(f"signals: {signal.Signals(number).name}, no update lost", signals)
 
 
-@pytest.mark.parametrize("attributes, update", [
-    ({"run_name": "mine"}, 3), ({}, None), ({"save_per_steps": 7}, None),
-], ids=["before the first save", "in its evaluation", "in its evaluation, saved at its last update"])
-def test_an_epoch_that_was_cut_short_shows_once_in_tensorboard(attributes, update, tmp_path, monkeypatch):
+@pytest.mark.parametrize("attributes, update, goes_on_in", [
+    ({"run_name": "mine"}, 3, "run"), ({"run_name": "mine"}, 3, "run_2"), ({}, None, "run"),
+    ({"save_per_steps": 7}, None, "run"),
+], ids=["killed before the first save", "interrupted before the first save", "in its evaluation",
+        "in its evaluation, saved at its last update"])
+def test_an_epoch_that_was_cut_short_shows_once_in_tensorboard(attributes, update, goes_on_in, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     class Cut(Callback):
@@ -291,9 +294,13 @@ def test_an_epoch_that_was_cut_short_shows_once_in_tensorboard(attributes, updat
 
     with pytest.raises(KeyboardInterrupt):
         trainer(Cut()).fit(1)
+    if update is not None and goes_on_in == "run":
+        Path("run/crashed.pth").unlink()  # a kill leaves none
     time.sleep(1)  # the names of event files, and so their order, begin with the second
-    trainer().fit(1)
-    found = curves(tmp_path / "runs" / read(tmp_path / "run/last.pth")["run_name"])
+    again = trainer()
+    again.fit(1)
+    assert Path(again.ckpt_dir) == Path(goes_on_in)
+    found = curves(tmp_path / "runs" / read(tmp_path / goes_on_in / "last.pth")["run_name"])
     assert [step for step, _ in found["train", "epoch/tol_loss"]] == [1]
     assert [step for step, _ in found["", "update/tol_loss"]] == [2, 4, 6, 7]
 
