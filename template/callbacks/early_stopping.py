@@ -72,7 +72,8 @@ class EarlyStopping(Callback):
         if name is None:
             raise ValueError(f"EarlyStopping monitors {asked!r}, which is not among {list(result)}. Set monitor to one of "
                              "these.")
-        value, mode = result[name], self.mode or ("min" if self.follows_training else better_when(model, name))
+        mode = self.mode or ("min" if self.follows_training else better_when(model, name))
+        value = result[name]
         if self.best is None or self._gain(value, mode) > self.min_delta:
             self.best, self.waited = value, 0
             return
