@@ -2,6 +2,7 @@
 
 - ``run_folder.py``: where do the files of a run go, and what would make it again?
 - ``run_lock.py``: who trains in the folder, and how is another one kept from writing there meanwhile?
+- ``processes.py``: which process is which, and is it still there?
 - ``forks.py``: what becomes of the run's objects in a child of a fork?
 - ``logger.py``: how does everything printed get into ``log.txt``?
 - ``event_writer.py``: how are TensorBoard events written?

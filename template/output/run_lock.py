@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import socket
-import subprocess
 import threading
 import time
 import uuid
@@ -28,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from . import forks
+from .processes import UNKNOWN, started, this_machine
 
 NAME = ".lock"
 RENEWED_EVERY_SECONDS = 10.0
 SILENT_SECONDS = 60.0  # after which a lock of another machine is taken for one that was left behind
-_UNKNOWN = "unknown"   # a process that is there, about which nothing more can be learned
 _HELD: dict[Path, RunLock] = {}  # by this process
 _JOBS = {"SLURM_JOB_ID": "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID": "TORCHELASTIC_RESTART_COUNT"}
 _ADVICE = ("One folder has one writer. Wait until that one ends, or stop it, and then call load_state('auto') again. Or "
@@ -198,7 +196,7 @@ def _identity(path):
     pid = os.getpid()
     jobs = {name: [value, int(os.environ.get(_JOBS[name]) or 0)]
             for name in _JOBS if (value := os.environ.get(name)) not in (None, "", "none")}
-    return {"token": uuid.uuid4().hex, "host": socket.gethostname(), "machine": _machine(), "pid": pid,
+    return {"token": uuid.uuid4().hex, "host": socket.gethostname(), "machine": this_machine(), "pid": pid,
             "started": started(pid), "folder": str(path.parent), "jobs": jobs,
             "since": time.strftime("%Y-%m-%d %H:%M:%S")}
 
@@ -306,10 +304,10 @@ def _is_alive(found, own, path):
     if found["pid"] == own["pid"]:  # it is not held, so it is from before this process began anew by exec
         return False
     there = started(found["pid"])
-    if there is None or _UNKNOWN not in (there, found["started"]) and there != found["started"]:
+    if there is None or UNKNOWN not in (there, found["started"]) and there != found["started"]:
         return False
     with suppress(OSError):
-        if there != _UNKNOWN and os.path.samefile(found["folder"], path.parent):
+        if there != UNKNOWN and os.path.samefile(found["folder"], path.parent):
             return True
     return None  # perhaps a copy of the folder of a run that goes on
 
@@ -345,64 +343,3 @@ def _age(path, found):
     finally:
         with suppress(OSError):
             probe.unlink(missing_ok=True)
-
-
-def _machine():
-    """What has one numbering of processes: a host between two starts, and of its containers each."""
-    parts = [socket.gethostname()]
-    try:
-        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
-    except OSError:
-        parts += [platform.system(), f"{uuid.getnode():x}"]
-    return " ".join(parts)
-
-
-def started(pid):
-    """When the process of this number began, in the system's own words; None: there is none, or it has ended."""
-    if os.name == "nt":
-        return _started_on_windows(pid)
-    try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return None if state in "ZX" else rest[18]
-    except (OSError, ValueError, IndexError):
-        pass
-    try:
-        os.kill(pid, 0)  # asks only; on Windows it would end the process
-    except ProcessLookupError:
-        return None
-    except OSError:
-        return _UNKNOWN  # somebody else's, which is hidden
-    if os.path.exists("/proc/self/stat"):
-        return _UNKNOWN
-    try:
-        told = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, timeout=5,
-                              env={**os.environ, "LC_ALL": "C"}).stdout.split()
-    except (OSError, subprocess.TimeoutExpired):
-        return _UNKNOWN
-    return None if not told or told[0].startswith("Z") else " ".join(told[1:])
-
-
-def _started_on_windows(pid):
-    import ctypes
-    from ctypes import wintypes
-
-    kernel = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined,unused-ignore]
-    kernel.OpenProcess.restype = wintypes.HANDLE
-    kernel.OpenProcess.argtypes = [wintypes.DWORD, wintypes.BOOL, wintypes.DWORD]
-    kernel.GetProcessTimes.argtypes = [wintypes.HANDLE] + [ctypes.POINTER(wintypes.FILETIME)] * 4
-    kernel.GetExitCodeProcess.argtypes = [wintypes.HANDLE, ctypes.POINTER(wintypes.DWORD)]
-    kernel.CloseHandle.argtypes = [wintypes.HANDLE]
-    may_query, access_denied, still_active = 0x1000, 5, 259
-    process = kernel.OpenProcess(may_query, False, pid)
-    if not process:
-        denied = ctypes.get_last_error() == access_denied  # type: ignore[attr-defined,unused-ignore]
-        return _UNKNOWN if denied else None
-    try:
-        code, times = wintypes.DWORD(), [wintypes.FILETIME() for _ in range(4)]
-        if kernel.GetExitCodeProcess(process, ctypes.byref(code)) and code.value != still_active:
-            return None
-        if not kernel.GetProcessTimes(process, *map(ctypes.byref, times)):
-            return _UNKNOWN
-        return f"{times[0].dwHighDateTime:x}{times[0].dwLowDateTime:08x}"
-    finally:
-        kernel.CloseHandle(process)

@@ -13,7 +13,7 @@ import torch
 from tiny import PATH, tiny_trainer, weights
 
 from template import Callback
-from template.output import run_lock
+from template.output import processes, run_lock
 from template.output.run_lock import RunInUse, RunLock
 
 JOB = """
@@ -113,7 +113,7 @@ def test_a_lock_whose_process_is_gone_or_whose_number_another_one_has_is_taken_o
 def test_a_process_that_was_killed_and_that_nobody_asked_about_is_gone():
     zombie = subprocess.Popen([sys.executable, "-c", ""])
     os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
-    assert run_lock.started(zombie.pid) is None and run_lock.started(os.getpid()) == run_lock.started(os.getpid())
+    assert processes.started(zombie.pid) is None and processes.started(os.getpid()) == processes.started(os.getpid())
     zombie.wait()
 
 
@@ -155,7 +155,7 @@ def test_a_job_that_was_started_again_on_another_machine_goes_on_at_once(monkeyp
 
 
 def test_the_lock_in_a_copy_of_a_folder_counts_only_while_it_is_renewed(quick):
-    parent = {"pid": os.getppid(), "started": run_lock.started(os.getppid())}
+    parent = {"pid": os.getppid(), "started": processes.started(os.getppid())}
     lock_file("run", **parent)
     with pytest.raises(RunInUse):
         RunLock().claim("run")
@@ -304,5 +304,5 @@ def test_a_trainer_that_is_gone_gives_its_folder_and_its_log_back():
 def test_on_windows_a_process_is_looked_at_and_never_signalled(monkeypatch):
     monkeypatch.setattr(run_lock.os, "name", "nt")
     monkeypatch.setattr(run_lock.os, "kill", lambda *arguments: pytest.fail("on Windows this ends the process"))
-    monkeypatch.setattr(run_lock, "_started_on_windows", lambda pid: f"process {pid}")
-    assert run_lock.started(4) == "process 4"
+    monkeypatch.setattr(processes, "_started_on_windows", lambda pid: f"process {pid}")
+    assert processes.started(4) == "process 4"
