@@ -73,7 +73,7 @@ def test_all_processes_leave_one_folder_one_log_one_history_and_one_curve(chain,
     epochs = list(range(1, EPOCHS + 1))
     log = (folder / "run/log.txt").read_text()
     assert epochs_told(log) == epochs
-    assert len(re.findall("^=== ", log, re.M)) == 4 == len(json.loads((folder / "run/config.json").read_text()))
+    assert len(re.findall(r"^=== \d{4}-", log, re.M)) == 4 == len(json.loads((folder / "run/config.json").read_text()))
     assert [row["epoch"] for row in history(folder / "run")] == epochs
     assert [path.name for path in (folder / "runs").iterdir() if path.name == "run"] == ["run"]
     found = curves(folder / "runs/run")

@@ -60,7 +60,7 @@ for _ in range(2):
 def test_a_plain_loop_says_it_when_the_program_ends_and_not_after_an_error(tmp_path):
     from test_signals import ENVIRONMENT
     said = run_python("-c", LOOP, cwd=tmp_path, env=ENVIRONMENT).stdout
-    assert "=== 2 epochs done" in said.splitlines()[-4]
+    assert "=== 2 epochs done" in said.splitlines()[-3]
     failed = run_python("-c", LOOP + "raise KeyError('mine')", cwd=tmp_path, env=ENVIRONMENT, check=False)
     assert "epochs done" not in failed.stdout and "KeyError: 'mine'" in failed.stderr
 
