@@ -116,6 +116,7 @@ def lines(text):
     """What was said, line by line: the template's by their beginning, "epoch 1 train"; without its notes, which are
     indented, times, and the empty lines that progress bars leave."""
     said = [re.sub(r"=== \S+ \S+ \|", "=== |", line) for line in text.splitlines() if line.strip() and line[:2] != "  "]
+    said = [re.sub(r"(epochs done), [\d.]+ s ===$", r"\1", line) for line in said]
     return [" ".join(line.split()[:3]) if line.startswith("epoch") else line for line in said]
 
 
@@ -177,8 +178,8 @@ print(sys.stdout.parent_header["msg_type"], sys.stdout.topic == kernels.topic, h
     assert said == {
         "check_init": ["=== | run | cpu | seed 3 ===", "behind check_init"],
         "plain_loop": of_loop[:8],
-        "epochs": of_loop[8:],
-        "fit": ["from a thread", *trained(5), "behind fit"],
+        "epochs": [*of_loop[8:], "=== 4 epochs done"],
+        "fit": ["from a thread", *trained(5), "=== 5 epochs done", "behind fit"],
         "alone": ["not of the run"],
         "error": ["from a thread", "epoch 6 train", "before the error"],
         "after_error": ["epoch 6 eval", "half a line"],
@@ -194,7 +195,8 @@ print(sys.stdout.parent_header["msg_type"], sys.stdout.topic == kernels.topic, h
     assert cells["shown"].shown == ["'shown later'"]
     assert [name for name, cell in cells.items() if cell.error] == ["error"] and "ZeroDivisionError" in cells["error"].error
 
-    log = [*said["check_init"], *of_loop, *said["fit"][:-1]]  # fit() ends the run's log, as it does in a script
+    # fit() ends the run's log, as it does in a script
+    log = [*said["check_init"], *of_loop, "=== 4 epochs done", *said["fit"][:-1]]
     log += [*said["error"], *said["after_error"], "from a thread", *trained(7), "mine, captured", *said["after_capture"]]
     log += ["from a thread", "epoch 9 train", "cleared", "epoch 9 eval", *said["first_again"]]
     assert lines((tmp_path / "run/log.txt").read_text()) == log
@@ -257,7 +259,7 @@ for epoch in trainer.epochs(4):
         "evaluated": ["epoch 2 eval", "2"],
         "in_epochs": ["epoch 3 train", "Interrupted; saved at epoch 3, update 9 in run. The evaluation of epoch 3 will be "
                       f"done again. {goes_on}"],
-        "finished": [*trained(3, 4), "True True 4", "True"],
+        "finished": [*trained(3, 4), "=== 4 epochs done", "True True 4", "True"],
         "not_training": [],
     }
     for name in ("in_fit", "in_plain_loop", "in_epochs"):
@@ -291,7 +293,7 @@ print(trainer.global_step, trainer.batches_done)''',
         "load model state from run/last.pth: epoch 1 done, 3 updates", *trained(2, 3), "epoch 4 train",
         "Interrupted at once, at epoch 4, update 12, which was not saved. The newest save is of update 9. This trainer goes "
         "on from here."]
-    assert said["finished"] == [*trained(4), "True True 4", "True"]
+    assert said["finished"] == [*trained(4), "=== 4 epochs done", "True True 4", "True"]
     for name in ("in_update", "goes_back"):
         assert "KeyboardInterrupt" in cells[name].error
 
@@ -345,7 +347,7 @@ trainer = build("run", callbacks=[marker])""",
     for name in ("in_training", "in_evaluation"):
         assert lines(cells[name].stdout)[-1].startswith("Interrupted; saved at epoch 1, update")
         assert cells[name].error == "KeyboardInterrupt"
-    assert lines(cells["finished"].stdout) == [*trained(1, 2), "True True 2", "True"]
+    assert lines(cells["finished"].stdout) == [*trained(1, 2), "=== 2 epochs done", "True True 2", "True"]
 
 
 def test_sigterm_ends_a_kernel_after_the_save_as_it_ends_a_script(tmp_path):
@@ -389,4 +391,4 @@ def test_under_python_i_the_prompt_comes_back_and_the_trainer_goes_on(tmp_path):
     assert said[at + 1:] == [
         f"Interrupted; saved at epoch 1, update 3 in run. {goes_on}", "epoch 1 train",
         f"Interrupted; saved at epoch 1, update 3 in run. The evaluation of epoch 1 will be done again. {goes_on}",
-        *trained(1, 2, 3, 4), "True True 4", "True", "still here"]
+        *trained(1, 2, 3, 4), "=== 4 epochs done", "True True 4", "True", "still here"]
