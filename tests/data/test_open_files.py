@@ -154,6 +154,7 @@ def test_no_sample_is_wrong_where_a_dataset_opens_its_file_at_its_first_sample(k
         assert_all_samples_are_right(kind, is_split, dict(num_workers=num_workers), dict(num_workers=num_workers))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_split", [True, False], ids=["random_split", "two files"])
 def test_nor_with_persistent_workers(is_split):
     options = dict(num_workers=2, persistent_workers=True)
