@@ -157,7 +157,7 @@ class Saver:
             what = ", ".join(f"{path} ({_reason(error)})" for path, error in self.failed.items())
             print(f"The last save failed: {what}. Exit code 1.", file=sys.stderr)
             for stream in (sys.stdout, sys.stderr):
-                if stream is not None:  # under pythonw and in services there is none
+                if stream is not None and not stream.closed:  # under pythonw and in services there is none
                     stream.flush()
             os._exit(1)
 

@@ -83,6 +83,8 @@ class Logger:
 
     def _show(self, message):
         """On the console, as far as it can show it: one that knows GBK or ASCII alone gets ? for the rest."""
+        if getattr(self.console, "closed", False):  # at the interpreter's exit it may be
+            return
         with suppress(OSError):  # nohup's file on a full disk, a terminal that was closed: training goes on
             try:
                 self.console.write(message)
@@ -108,8 +110,7 @@ class Logger:
 
     def _tell(self, message):
         """On the console alone: it is the file that does not work."""
-        if not getattr(self.console, "closed", False):  # at the interpreter's exit it may be
-            self._show(message + "\n")
+        self._show(message + "\n")
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:

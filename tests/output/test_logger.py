@@ -202,6 +202,14 @@ def test_a_program_without_a_console_has_its_log():
     assert text() == "for the log\n"
 
 
+def test_what_is_printed_to_a_console_that_was_closed_stands_in_the_log():
+    console = own_console()
+    with Logger("log.txt"):
+        console.close()  # as it is at the exit of a program whose stdout was a pipe
+        print("the last save")
+    assert text() == "the last save\n"
+
+
 @pytest.mark.parametrize("encoding, shown", [("gbk", "? 准确率\n"), ("ascii", "? ???\n"), ("utf-8", "✓ 准确率\n")])
 def test_a_console_shows_what_it_can_and_the_log_is_utf_8(encoding, shown):
     console = io.BytesIO()
