@@ -24,6 +24,7 @@ from ..output import run_folder
 from . import sharded
 from .plain_data import refuse_objects, restored
 
+CRASHED = "crashed.pth"  # what an error left in the middle of an update, which load_state("auto") does not take
 _IS_FOLDER = 0x10  # zip's bit that no CRC covers: torch skips such a record and leaves its tensor uninitialised
 
 
@@ -266,7 +267,9 @@ def find_state(model, name):
             if note := run_folder.note_on_names(folder, folders):
                 print(f"  {note}")
             return Path(os.path.relpath(path)), state
-    print("load_state('auto'): there is no checkpoint to continue from; training starts from scratch.")
+    left = next((folder / CRASHED for folder in _folders(model) if (folder / CRASHED).is_file()), None)
+    by_name = f" What an error left is in {os.path.relpath(left)}: load it by its name." if left else ""
+    print(f"load_state('auto'): there is no checkpoint to continue from; training starts from scratch.{by_name}")
     return None, None
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.files import CRASHED
 from ..checkpoint.saver import SaveError
 from ..data.seeding import capture_rng, restore_rng
 from ..hooks import run_all
@@ -326,10 +327,12 @@ class Lifetime:
                 if not self.checkpoints.has_failures():
                     print(f"Saved after {what}, at {self.where()}. load_state('auto') continues there.")
             else:
-                path = trainer.path_of("crashed.pth")
+                path = trainer.path_of(CRASHED)
                 self.checkpoints.save_as_it_is(path)
+                before = "goes on exactly, from the save before it" if trainer.path_of("last.pth").exists() else (
+                    "finds nothing, because nothing was saved before it")
                 print(f"Saved as {what} left it, behind {self.where()}: {path}. To go on from there load it by name; "
-                      "load_state('auto') goes on exactly, from the save before it.")
+                      f"load_state('auto') {before}.")
         except Exception as failure:  # a GPU that is gone, a full disk: the first error is the one to show
             print(f"The state after {what} could not be saved: {type(failure).__name__}: {failure}")
 

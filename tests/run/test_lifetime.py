@@ -315,6 +315,18 @@ def test_what_the_user_s_code_leaves_within_an_update_is_saved_beside_the_exact_
     assert steps == [3, 4]
 
 
+def test_where_nothing_was_saved_before_the_error_both_runs_say_so_and_name_the_file(capsys):
+    trainer = trainer_in("run", [At("on_before_step", 2, leave)])
+    with pytest.raises(SystemExit):
+        trainer.fit(EPOCHS)
+    assert "load_state('auto') finds nothing, because nothing was saved before it." in capsys.readouterr().out
+    again = trainer_in("run")
+    assert again.load_state("auto") is None
+    assert "starts from scratch. What an error left is in run/crashed.pth: load it by its name." in capsys.readouterr().out
+    again.load_state("run/crashed.pth")
+    assert again.global_step == 1
+
+
 def test_a_plain_loop_that_is_left_between_training_and_evaluation_saves_at_the_exit_and_says_so(tmp_path):
     code = """
 import sys
