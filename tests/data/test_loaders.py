@@ -581,7 +581,7 @@ def test_of_a_loader_that_continues_exactly_nothing_is_told(loader):
     (DataLoader(data, 5, sampler=Private()), "gave two different orders for the same epoch, .* Let it draw from"),
     (DataLoader(data, batch_sampler=PrivateBatches()), "PrivateBatches gave two different orders"),
     (DataLoader(data, batch_sampler=BatchSampler(Private(), 4, False)), "Private gave two different orders"),
-    (DataLoader(data, 5, num_workers=1, in_order=False), "in_order=False.*set in_order=True"),
+    (DataLoader(data, 5, num_workers=1, in_order=False), "in_order=False.*Set in_order=True"),
     ({"a": [tiny_data(5)], "b": DataLoader(data, 5, sampler=Private())}, "^b: Private gave two different orders"),
 ], ids=["iterable", "IterableDataset", "sampler", "batch_sampler", "sampler in a batch_sampler", "in_order", "dict"])
 def test_what_a_loader_cannot_continue_exactly_is_told(loader, note):
