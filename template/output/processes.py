@@ -9,6 +9,7 @@ import platform
 import socket
 import subprocess
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 UNKNOWN = "unknown"  # a process that is there, about which nothing more can be learned
@@ -28,11 +29,9 @@ def started(pid):
     """When the process of this number began, in the system's own words; None: there is none, or it has ended."""
     if os.name == "nt":
         return _started_on_windows(pid)
-    try:
+    with suppress(OSError, ValueError, IndexError):  # no such process, or a system without /proc: asked below
         state, *rest = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return None if state in "ZX" else rest[18]
-    except (OSError, ValueError, IndexError):
-        pass
     try:
         os.kill(pid, 0)  # asks only; on Windows it would end the process
     except ProcessLookupError:
