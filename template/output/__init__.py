@@ -8,6 +8,7 @@
 - ``event_writer.py``: how are TensorBoard events written?
 - ``console.py``: how long may a line on the console be?
 - ``csv_table.py``: how does a table grow on the disk at the same cost for each row?
+- ``text_table.py``: how are rows printed as a table?
 - ``curves.py``: how are the curves of a run drawn?
 - ``patient_file.py``: how does a file outlast a full disk?
 - ``warn.py``: which line does a warning name, and how does it get into the log?
