@@ -25,6 +25,7 @@ _HOMES = {
     "seed_everything": ".data.seeding",
     "option": ".run.options",
     "parse_options": ".run.options",
+    "EMA": ".callbacks.ema",
     "EarlyStopping": ".callbacks.early_stopping",
     "History": ".callbacks.history",
     "LogRecords": ".callbacks.log_records",
@@ -36,6 +37,7 @@ _HOMES = {
 if TYPE_CHECKING:  # for editors and type checkers, which take a module with __getattr__ to have any name
     # a callback may be left out of a copy: its name is then Any, and no error
     from .callbacks.early_stopping import EarlyStopping as EarlyStopping  # type: ignore[import-not-found,unused-ignore]
+    from .callbacks.ema import EMA as EMA  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.history import History as History  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.log_records import LogRecords as LogRecords  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.profile import Profile as Profile  # type: ignore[import-not-found,unused-ignore]

@@ -205,6 +205,8 @@ def _apply_training_state(model, state, afresh, with_optimizers=True):
                 callback.load_state_dict(saved.pop(name))
             else:
                 notes.append(f"callback {name} starts afresh: the file holds no state of it")
+                if hasattr(callback, "start_afresh"):
+                    callback.start_afresh()
         notes += [f"the state of callback {name} is not used: there is no such callback now" for name in saved]
         _restore_rng(model, state)
     return notes
@@ -350,6 +352,21 @@ def named_parameters(model):
     """``{key of the module and name of the parameter in the state: parameter}``: "model0.head.weight"."""
     return {f"{key}.{name}": p for key, part in _modules(model).items()
             for name, p in _clean(dict(part.named_parameters())).items()}
+
+
+def floating_tensors(model):
+    """``{key of the module and name in the state: parameter or buffer of floating-point numbers}``, each tensor once.
+    Buffers that no state holds are left out."""
+    found, seen = {}, set()
+    for key, part in _modules(model).items():
+        unsaved = {f"{prefix}{'.' if prefix else ''}{name}" for prefix, module in part.named_modules()
+                   for name in module._non_persistent_buffers_set}
+        buffers = {name: buffer for name, buffer in part.named_buffers() if name not in unsaved}
+        for name, tensor in _clean({**dict(part.named_parameters()), **buffers}).items():
+            if id(tensor) not in seen and not is_lazy(tensor) and (tensor.is_floating_point() or tensor.is_complex()):
+                seen.add(id(tensor))
+                found[f"{key}.{name}"] = tensor
+    return found
 
 
 def require_finite(state, names):

@@ -14,6 +14,7 @@
 - ``lifetime.py``: how does a run go on, how is it left and closed?
 - ``signals.py``: what happens at Ctrl-C and SIGTERM?
 - ``requests.py``: what can a trainer be asked for around its loop?
+- ``weights_for_use.py``: which weights are evaluated, kept as the best and handed out?
 - ``predictions.py``: what do the models say of other data?
 - ``defaults.py``: what do the default methods make of a batch?
 - ``counting.py``: how much does a batch weigh?

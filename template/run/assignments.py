@@ -19,6 +19,7 @@ from . import checks
 from .class_attributes import assign_to_property
 from .defaults import follow_reduction
 from .setup import batches_to_train
+from .weights_for_use import attach_sources
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -117,6 +118,7 @@ def _callbacks(trainer, callbacks):
     checks.check_callbacks(callbacks)
     old = list(trainer.callbacks or ())
     kept = [callback for callback in trainer.hooks.callbacks if not any(callback is other for other in old)]
+    attach_sources(trainer, [*kept, *(callbacks or ())])
     trainer.hooks.set([*kept, *(callbacks or ())])
 
 

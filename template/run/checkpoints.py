@@ -21,7 +21,6 @@ from ..output import run_folder
 from ..output.run_lock import RunLock
 from ..parallel.equality import require_equal_weights
 from ..update.guard import fetch_losses
-from ..update.schedule_free import averaged, averaged_to_continue
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -85,7 +84,7 @@ class Checkpoints:
             if tidies:
                 files.keep_newest(folder, count)
 
-        with averaged_to_continue(trainer.optimizer_list):
+        with trainer.lifetime.weights.of_training():
             saved = state.collect(trainer, divided=trainer.is_sharded)
             if trainer.is_sharded and not self._write_parts(saved, folder):
                 return
@@ -105,13 +104,13 @@ class Checkpoints:
         """Write the present weights, which were just scored, to ``best.pth``."""
         self._require_place()
         path = self.trainer.path_of("best.pth")
-        with averaged(self.trainer.optimizer_list):
+        with self.trainer.lifetime.weights.for_use():
             self._save(path, state.collect(self.trainer, optim=False), lambda saved: files.write(saved, path))
 
     def save_as_it_is(self, path):
         """Write a state that is not exact, here and now, to a file that ``load_state("auto")`` does not take."""
         self._require_place()
-        with averaged_to_continue(self.trainer.optimizer_list):
+        with self.trainer.lifetime.weights.of_training():
             files.write(state.collect(self.trainer), path)
 
     def save_again(self):

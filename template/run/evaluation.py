@@ -29,7 +29,6 @@ from ..metrics.epoch import EpochMetrics, per_sample
 from ..metrics.modes import eval_mode, unchanged
 from ..metrics.one_forward import OneForward
 from ..parallel.ranks import ALONE
-from ..update.schedule_free import averaged
 from .checks import joined
 from .defaults import adds_up, criterion_loss, eval_losses, input_of, loss_dict, score_dict, split_batch
 
@@ -127,7 +126,7 @@ class Evaluator:
     @contextmanager
     def events(self):
         """Around an evaluation that callbacks hear of, of weights for use; their clean-up comes also after an error."""
-        with averaged(self.trainer.optimizer_list):
+        with self.trainer.lifetime.weights.for_use():
             try:
                 for call in self.trainer.hooks.on_eval_start:
                     call(self.trainer)

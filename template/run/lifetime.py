@@ -25,6 +25,7 @@ from ..output.warn import warnings_noted
 from ..parallel.gradients import explained
 from .reports import tell_end
 from .signals import Interrupted, Left, StopRequest, ending, is_interactive
+from .weights_for_use import WeightsForUse
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -42,6 +43,7 @@ class Lifetime:
     def __init__(self, trainer: TemplateModel, checkpoints: Checkpoints):
         self.trainer = trainer
         self.checkpoints = checkpoints
+        self.weights = WeightsForUse(trainer)
         self.stop_request = StopRequest()
         self.open_epoch: Any = None  # number of the epoch that was trained but is not over
         self.evaluated_epoch = None  # number of the epoch that was evaluated last
@@ -77,6 +79,8 @@ class Lifetime:
         self._take_up()
         self.finish_epoch()
         self.leave_when_asked()
+        if self.only_looks:
+            self.weights.start_afresh()
         self.only_looks, self._cut_epoch = False, None
         self._whole = self.trainer.global_step, self.trainer.batches_done
         while self._at_next_epoch:

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from ..data.loaders import make_batches
 from ..data.seeding import rng_kept
 from ..metrics.modes import eval_mode
-from ..update.schedule_free import averaged
 from .defaults import input_of, parameter_dtype
 
 if TYPE_CHECKING:
@@ -49,13 +48,13 @@ def predict(trainer: TemplateModel, loader: Iterable[Any] | np.ndarray | Dataset
     device = torch.device(trainer.device) if is_set_up else _device_of(trainer.model_list)
     dtype = parameter_dtype(trainer.model_list)
     autocast = trainer.autocast() if is_set_up else nullcontext()
-    with averaged(trainer.optimizer_list or ()), rng_kept(), eval_mode(trainer.model_list), torch.no_grad(), autocast:
+    with trainer.lifetime.weights.for_use(), rng_kept(), eval_mode(trainer.model_list), torch.no_grad(), autocast:
         batches = make_batches(_as_loader(loader, trainer), 0, device).epoch(0)
         outputs = [_to_cpu(trainer.inference(input_of(batch, dtype))) for batch in batches]
-    if not outputs:
-        raise ValueError("predict needs at least one batch, and the loader gave none. Look at the size of its dataset, and "
-                         "whether it can be read only once.")
-    return joined(outputs)
+        if not outputs:
+            raise ValueError("predict needs at least one batch, and the loader gave none. Look at the size of its dataset, "
+                             "and whether it can be read only once.")
+        return joined(outputs)  # a copy, before other weights come back: an output may be a view of a weight
 
 
 def _as_loader(data, trainer):

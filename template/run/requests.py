@@ -23,7 +23,7 @@ from ..output.event_writer import make_writer
 from ..output.summary import print_summary
 from ..parallel.ranks import ALONE
 from ..update.lr_scheduler import set_rate
-from ..update.schedule_free import averaged, averaged_to_continue, loading
+from ..update.schedule_free import loading
 from . import checks
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def save_state(trainer: TemplateModel, fname: str | Path, optim: bool = True) ->
     trainer.checkpoints.wait()
     world = _writers(trainer, "save_state()")
     if world is not None:
-        with (averaged_to_continue if optim else averaged)(trainer.optimizer_list):
+        weights = trainer.lifetime.weights
+        with weights.of_training() if optim else weights.for_use():
             saved = state.collect(trainer, optim, world=world)
             world.from_main(lambda: files.write(saved, fname))
         print(f"save model state at {fname}")
@@ -185,7 +186,7 @@ def save_model(trainer: TemplateModel, fname: str | Path) -> None:
     if world is None:
         return
     models = {f"model{i}": state.unwrap(model) for i, model in enumerate(trainer.model_list)}
-    with averaged(trainer.optimizer_list or ()):
+    with trainer.lifetime.weights.for_use():
         world.from_main(lambda: torch.save(models, fname))
     print(f"save model at {fname}")
 

@@ -39,6 +39,7 @@ from .early_checks import check_length
 from .evaluation import Evaluator
 from .preflight import preflight
 from .prepare import TellCompiling, prepare
+from .weights_for_use import attach_sources
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -70,8 +71,7 @@ def _build(trainer, callbacks, overrides, log_name, clean_log, arg, use_tb):
     if trainer.world.size > 1:
         parallel = make_parallel(trainer, device, overrides("train_step"), overrides("count_samples"))
         trainer.is_sharded = parallel.is_sharded
-    if trainer.is_sharded:
-        schedule_free.refuse_sharded(trainer.optimizer_list)
+    attach_sources(trainer, callbacks)
 
     trainer.train_batches = batches_to_train(trainer, trainer.train_loader)
     trainer.evaluator = Evaluator(trainer, overrides)

@@ -8,5 +8,6 @@
 - ``too_short.py``: which warm-up or schedule is longer than the run?
 - ``new_groups.py``: which rates does a parameter group get that joins an optimizer during the run?
 - ``user_schedulers.py``: what is known of schedulers that you built, and who steps them?
+- ``averages.py``: how is an average of the weights kept, and which updates count in it?
 - ``schedule_free.py``: which optimizers train at one point and give another one for use?
 """
