@@ -1,4 +1,4 @@
-"""What the models say of data without labels, or whose labels do not matter: ``trainer.predict(x)``."""
+"""What the models say of data: ``trainer.predict(x)``, or with the labels ``trainer.predict(loader, labels=True)``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
+from ..data.agreement import Divided
 from ..data.loaders import make_batches
+from ..data.nested import copied, sketch
 from ..data.seeding import rng_kept
 from ..metrics.modes import eval_mode
+from ..output.warn import warn
 from .defaults import input_of, parameter_dtype
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 _BATCH_SIZE = 64  # where no loader tells one
 
 
-def predict(trainer: TemplateModel, loader: Iterable[Any] | np.ndarray | Dataset[Any]) -> Any:
+def predict(trainer: TemplateModel, loader: Iterable[Any] | np.ndarray | Dataset[Any], labels: bool = False) -> Any:
     """``inference`` on every batch of ``loader``, joined, on the CPU; works before ``check_init`` too.
 
     The weights are those of now: after a training, of its last epoch. ``use_best()`` before it takes the best ones. One rank
@@ -32,14 +35,17 @@ def predict(trainer: TemplateModel, loader: Iterable[Any] | np.ndarray | Dataset
     Args:
         loader: batches ``x``, ``(x,)`` or ``(x, …, y)``, whose label is left off, or dicts, which go in whole. A tensor or
             array [N, …], or a ``Dataset`` of such samples, is read in batches of the evaluation's size.
+        labels: return the labels too, in the order of the predictions. They are the last part of a batch, or the entry
+            "labels" or "label" of a dict. A loader that shuffles needs this: reading it again gives another order.
 
     Returns:
+        The predictions, or with ``labels=True`` the pair (predictions, labels), each of them one of these:
         A tensor [N, …]. Where the models return a tuple, a dict or an object of tensors, the same with each of these joined;
         where they return a list of one entry for each sample, as detection models do, the whole list; of anything else a
         list with one output for each batch.
 
     Raises:
-        ValueError: ``loader`` gave no batch, or outputs that cannot be joined.
+        ValueError: ``loader`` gave no batch, outputs that cannot be joined, or no labels where they are wanted.
     """
     if trainer.is_sharded:
         trainer.world.begin("predict()")
@@ -49,12 +55,50 @@ def predict(trainer: TemplateModel, loader: Iterable[Any] | np.ndarray | Dataset
     dtype = parameter_dtype(trainer.model_list)
     autocast = trainer.autocast() if is_set_up else nullcontext()
     with trainer.lifetime.weights.for_use(), rng_kept(), eval_mode(trainer.model_list), torch.no_grad(), autocast:
-        batches = make_batches(_as_loader(loader, trainer), 0, device).epoch(0)
-        outputs = [_to_cpu(trainer.inference(input_of(batch, dtype))) for batch in batches]
+        batches = make_batches(_as_loader(loader, trainer), 0, device)
+        own = copied if batches.may_reuse else _as_it_is  # such a loader may fill the memory of its batches again
+        outputs, wanted = [], []
+        for batch in batches.epoch(0):
+            outputs.append(own(_to_cpu(trainer.inference(input_of(batch, dtype)))))
+            if labels:
+                wanted.append(own(_to_cpu(_labels_of(batch))))
         if not outputs:
             raise ValueError("predict needs at least one batch, and the loader gave none. Look at the size of its dataset, "
                              "and whether it can be read only once.")
-        return joined(outputs)  # a copy, before other weights come back: an output may be a view of a weight
+        predictions = joined(outputs)  # a copy, before other weights come back: an output may be a view of a weight
+    if not labels and _shuffles(loader):
+        warn("predict() read a loader that shuffles, so its rows are in no order that you can know. Call predict(loader, "
+             "labels=True), which returns the labels in the same order, or predict(loader.dataset), or give a loader with "
+             "shuffle=False.")
+    return (predictions, joined(wanted)) if labels else predictions
+
+
+def _labels_of(batch):
+    """The last part of a batch ``(x, …, y)``, or a dict's entry of that name; an array as a tensor."""
+    if isinstance(batch, Mapping):
+        y = next((batch[name] for name in _LABELS if name in batch), None)
+    else:
+        y = batch[-1] if isinstance(batch, (list, tuple)) and len(batch) > 1 else None
+    if y is None:
+        raise ValueError(f"predict(…, labels=True) takes batches (x, …, y), or dicts with an entry {' or '.join(_LABELS)}; "
+                         f"got {sketch(batch)}. Give a loader that has the labels, or leave labels=False.")
+    return torch.as_tensor(y) if isinstance(y, np.ndarray) and y.dtype.kind in "biuf" else y
+
+
+_LABELS = ("labels", "label")
+
+
+def _shuffles(loader):
+    """Whether each reading of a loader has another order, as far as it can be seen."""
+    loader = loader.loader if isinstance(loader, Divided) else loader
+    sampler = getattr(loader, "sampler", None)
+    samplers = sampler, getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    return bool(getattr(loader, "shuffle", False)) or any(
+        isinstance(one, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)) for one in samplers)
+
+
+def _as_it_is(part):
+    return part
 
 
 def _as_loader(data, trainer):

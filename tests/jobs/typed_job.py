@@ -186,8 +186,8 @@ class Trainer(TemplateModel):
         x, y = batch
         return self.metric(self.inference(x), y)
 
-    def predict(self, loader: Any) -> Tensor:
-        logits: Tensor = super().predict(loader)  # Any: it is what the models return, joined
+    def predict(self, loader: Any, labels: bool = False) -> Tensor:
+        logits: Tensor = super().predict(loader, labels)  # Any: it is what the models return, joined
         return logits.softmax(1)
 
 

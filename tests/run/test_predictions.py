@@ -9,7 +9,9 @@ import pytest
 import torch
 from tiny import Tiny, tiny_data, tiny_model, tiny_trainer
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
+
+from template import TensorLoader
 
 Pair = namedtuple("Pair", "first, second")
 X, Y = tiny_data(23, seed=5)
@@ -103,6 +105,81 @@ def test_anything_else_is_a_list_with_one_output_for_each_batch():
 def test_one_number_for_each_batch_gives_as_many_numbers():
     given, _ = predicted(lambda x, y: x.sum(), X.split(9))
     torch.testing.assert_close(given, torch.stack([part.sum() for part in X.split(9)]))
+
+
+def identity(data, **options):
+    """What ``predict`` gives for models that return their input."""
+    trainer = Tiny(model=Gives(lambda x, y: x))
+    return trainer.predict(data, **options)
+
+
+SHUFFLED = {
+    "DataLoader": lambda: DataLoader(TensorDataset(X, Y), 4, shuffle=True),
+    "not sliced": lambda: DataLoader(list(zip(X, Y)), 4, shuffle=True),
+    "subset": lambda: DataLoader(TensorDataset(X, Y), 4, sampler=SubsetRandomSampler(range(5, 20))),
+    "weighted": lambda: DataLoader(TensorDataset(X, Y), 4, sampler=WeightedRandomSampler(torch.ones(23), 30)),
+    "TensorLoader": lambda: TensorLoader(X, Y, batch_size=4, shuffle=True),
+}
+
+
+@pytest.mark.parametrize("kind", SHUFFLED)
+def test_labels_belong_to_the_predictions_also_from_a_loader_that_shuffles(kind):
+    x, y = identity(SHUFFLED[kind](), labels=True)
+    expected = {tuple(row): label for row, label in zip(X.tolist(), Y.tolist())}
+    assert [expected[tuple(row)] for row in x.tolist()] == y.tolist()
+    assert x.tolist() != X.tolist()
+
+
+@pytest.mark.parametrize("kind", SHUFFLED)
+def test_a_loader_that_shuffles_is_told_of_where_nobody_can_know_its_order(kind):
+    with pytest.warns(UserWarning, match=r"in no order that you can know\. Call predict\(loader, labels=True\)"):
+        identity(SHUFFLED[kind]())
+
+
+@pytest.mark.parametrize("data, expected", [
+    ([(X[:9], X[:9], Y[:9]), (X[9:], X[9:], Y[9:])], Y),
+    ([(X[:9], Y[:9].numpy()), (X[9:], Y[9:].numpy())], Y),
+    ([(X[:9], (Y[:9], -Y[:9])), (X[9:], (Y[9:], -Y[9:]))], (Y, -Y)),
+    ([(X[:2], ["a", "b"]), (X[2:3], ["c"])], ["a", "b", "c"]),
+    (TensorDataset(X, Y), Y),
+], ids=["two inputs", "arrays", "two labels", "text", "dataset"])
+def test_labels_may_be_anything_that_is_last_in_a_batch(data, expected):
+    trainer = Tiny(model=Gives(lambda x, y: x))
+    trainer.inference = lambda x: x
+    labels = trainer.predict(data, labels=True)[1]
+    same = [torch.equal(*pair) if isinstance(pair[0], torch.Tensor) else pair[0] == pair[1]
+            for pair in (zip(labels, expected) if isinstance(expected, tuple) else [(labels, expected)])]
+    assert same and all(same)
+
+
+@pytest.mark.parametrize("name", ["labels", "label"])
+def test_labels_of_a_dict_are_the_entry_of_that_name(name):
+    trainer = Tiny(model=Gives(lambda x, y: x))
+    trainer.inference = lambda batch: batch["x"]
+    x, y = trainer.predict([{"x": X[:9], name: Y[:9]}, {"x": X[9:], name: Y[9:]}], labels=True)
+    assert torch.equal(x, X) and torch.equal(y, Y)
+
+
+class Refills:
+    """Gives every batch in the same memory."""
+
+    def __iter__(self):
+        x, y = torch.empty(5, 6), torch.empty(5, dtype=torch.long)
+        for start in range(0, 20, 5):
+            x.copy_(X[start:start + 5]), y.copy_(Y[start:start + 5])
+            yield x, y
+
+
+def test_predictions_and_labels_of_a_loader_that_fills_its_memory_again_are_kept():
+    x, y = identity(Refills(), labels=True)
+    assert torch.equal(x, X[:20]) and torch.equal(y, Y[:20])
+
+
+@pytest.mark.parametrize("data", [X, [(X,)], [{"x": X}]], ids=["tensor", "inputs alone", "dict"])
+def test_labels_that_are_not_there_are_refused_in_words(data):
+    trainer = Tiny(inference=lambda batch: X)
+    with pytest.raises(ValueError, match=r"takes batches \(x, …, y\), or dicts with an entry labels or label; got"):
+        trainer.predict(data, labels=True)
 
 
 def test_outputs_of_different_lengths_are_refused_in_words():
