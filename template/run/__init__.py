@@ -20,6 +20,7 @@
 - ``counting.py``: how much does a batch weigh?
 - ``old_names.py``: what did templates before this one call differently?
 - ``reports.py``: what does a trainer say of itself, and at the end of a run?
+- ``as_found.py``: how is a trainer looked at by training it, and left as it was?
 - ``copies.py``: what does a copy of a trainer hold?
 - ``options.py``: how does a dataclass become command-line options?
 """
