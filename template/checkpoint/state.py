@@ -342,6 +342,11 @@ def with_lists(state):
     return new | {"best_metric": best}
 
 
+def weights_in(state):
+    """``{key: weights by name}`` of the models and the criterion in a state, without the prefixes of wrappers."""
+    return {key: _clean(part) for key, part in state.items() if key == "criterion" or re.fullmatch(r"model\d+", key)}
+
+
 def parameter_names(model):
     """``{key in the state: names in it that are parameters}``; the other entries are buffers."""
     return {name: set(_clean(dict(part.named_parameters(remove_duplicate=False))))

@@ -2,6 +2,7 @@
 
 - ``loaders.py``: how is any loader read in an order that depends on (seed, epoch) alone, starting at any batch?
 - ``in_memory.py``: how is data that fits in memory read by slicing? ``TensorLoader``.
+- ``resized.py``: how are the same samples read in batches of another size?
 - ``position.py``: where in an epoch does a run go on, also when its loader has changed?
 - ``shares.py``: which batches does each of several processes get?
 - ``agreement.py``: do all of them read the same data in the same order, or each its own? ``Divided``.

@@ -31,10 +31,11 @@ def print_summary(trainer, example):
         kwargs = {name: value.to(device) for name, value in kwargs.items()}
         with torch.no_grad(), torch.random.fork_rng():
             example = copy.deepcopy(own)(*args, **kwargs)  # the next model's input; also: a bad example fails here
-            print(_torchinfo(own, args, kwargs) or _torchsummary(own, args, kwargs) or layer_table(own, args, kwargs))
+            print(torchinfo_table(own, args, kwargs) or _torchsummary(own, args, kwargs) or layer_table(own, args, kwargs))
 
 
-def _torchinfo(model, args, kwargs):
+def torchinfo_table(model, args, kwargs):
+    """That of torchinfo, or None where it is not installed, fails or miscounts."""
     try:
         import torchinfo  # type: ignore  # optional
         table = str(torchinfo.summary(copy.deepcopy(model), input_data=kwargs or args, verbose=0))

@@ -96,7 +96,7 @@ def trained(looks, epochs_before, ckpt_dir, optimizer="SGD", epochs=3, **attribu
     model = trainer.model_list[0]
     own = [trainer.ema.count, list(trainer.recent), trainer.told, model.calls, model.seen, flat(model.hidden)]
     state = collect(trainer)
-    return flat({name: part for name, part in state.items() if name not in ("run_name", "callbacks")}), own  # of the clock
+    return flat({name: part for name, part in state.items() if name not in ("run_name", "callbacks")}), own
 
 
 @pytest.mark.parametrize("epochs_before", [0, 2])
@@ -107,8 +107,8 @@ def test_training_on_ends_with_the_same_bits(optimizer, epochs_before):
     assert untouched == looked_at
 
 
-@pytest.mark.parametrize("options", [{"amp": "bf16"}, {"amp": "fp16"}, {"skip_non_finite": 2}, {"lr_scheduler_type": "loss"}],
-                         ids=str)
+@pytest.mark.parametrize("options", [{"amp": "bf16"}, {"amp": "fp16"}, {"skip_non_finite": 2},
+                                     {"lr_scheduler_type": "loss"}], ids=str)
 def test_loss_scaler_guard_and_plateau_schedule_go_on_as_they_were(options):
     untouched, looked_at = (trained(looks, 1, f"{looks}", **options) for looks in (False, True))
     assert untouched == looked_at
