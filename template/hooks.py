@@ -29,6 +29,7 @@ EVENTS = (
     "on_train_end",    # (model, result)  means over the epoch's samples
     "on_eval_start",   # (model)
     "on_eval_batch",   # (model, batch)   after the batch was scored
+    "on_eval_predictions",  # (model, batch, predictions, labels, losses)  the same, with what was predicted
     "on_eval_result",  # (model, result)  losses and metrics of the whole evaluation
     "on_eval_end",     # (model)          clean-up: also after an error in the evaluation
     "on_exit",         # (model)          clean-up: training is over, stopped or failed
@@ -70,6 +71,15 @@ class Callback:
     def on_eval_batch(self, model: TemplateModel, batch: Any) -> None:
         pass
 
+    def on_eval_predictions(self, model: TemplateModel, batch: Any, predictions: Any, labels: Any, losses: Any) -> None:
+        """After ``on_eval_batch``, of the forward that was done already; see ``run/eval_predictions.py``.
+
+        Args:
+            predictions: what ``inference`` gave, [N, …] on the device; None where only your own code knows it.
+            labels: the batch's, [N, …]; None where there are none, or only your own code knows them.
+            losses: of each sample, a float tensor [N]; None where the criterion does not tell.
+        """
+
     def on_eval_result(self, model: TemplateModel, result: dict[str, Any]) -> None:
         pass
 
@@ -95,6 +105,7 @@ class Hooks:
     on_train_end: Listeners
     on_eval_start: Listeners
     on_eval_batch: Listeners
+    on_eval_predictions: Listeners
     on_eval_result: Listeners
     on_eval_end: Listeners
     on_exit: Listeners

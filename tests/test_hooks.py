@@ -172,9 +172,9 @@ def test_an_evaluation_announces_start_batches_and_result_once():
     recorder = Recorder()
     trainer = tiny_trainer(callbacks=[recorder])
     trainer.eval()
-    batches = ["on_eval_batch"] * 3  # 23 samples in batches of 10
-    assert recorder.seen[:4] == ["on_eval_start", *batches]
-    assert sorted(recorder.seen[4:]) == ["on_eval_end", "on_eval_result"]
+    batches = ["on_eval_batch", "on_eval_predictions"] * 3  # 23 samples in batches of 10
+    assert recorder.seen[:7] == ["on_eval_start", *batches]
+    assert sorted(recorder.seen[7:]) == ["on_eval_end", "on_eval_result"]
 
 
 def test_epochs_ends_with_one_exit():

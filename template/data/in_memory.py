@@ -94,7 +94,7 @@ class TensorLoader:
         Args:
             numbered: those that are wanted, as pairs of number and bounds.
         """
-        order_N = self._order(seed, epoch)
+        order_N = self.order(seed, epoch)
         generators = own_generators(self.transform)
         for number, bounds in numbered:
             chosen = slice(bounds.start, bounds.stop)
@@ -110,7 +110,7 @@ class TensorLoader:
                     batch = self.transform(*batch)
             yield batch
 
-    def _order(self, seed, epoch) -> Any:
+    def order(self, seed, epoch) -> Any:
         """Permuted on the CPU, so that every device gives the same order."""
         if not self.shuffle:
             return None
@@ -206,13 +206,13 @@ def places_of(loader, first=0):
     """
     sampler = loader.batch_sampler
     if type(sampler) is BatchSampler:  # all indices at once: a list per batch costs ten times as much
-        order_N = _places(loader.dataset, torch.tensor(list(sampler.sampler), dtype=torch.int64))
+        order_N = places(loader.dataset, torch.tensor(list(sampler.sampler), dtype=torch.int64))
         batches = order_N[first:].split(sampler.batch_size) if first < len(order_N) else ()
         return batches[:-1] if sampler.drop_last and batches and len(batches[-1]) < sampler.batch_size else batches
-    return [_places(loader.dataset, torch.tensor(list(indices), dtype=torch.int64)) for indices in sampler]
+    return [places(loader.dataset, torch.tensor(list(indices), dtype=torch.int64)) for indices in sampler]
 
 
-def _places(dataset: Any, indices_N):
+def places(dataset: Any, indices_N):
     """What indices into a dataset are in the tensors behind it; negative ones count from the end."""
     while True:
         indices_N = torch.where(indices_N < 0, indices_N + len(dataset), indices_N)

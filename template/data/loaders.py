@@ -26,8 +26,8 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, default_collate, get_worker_info
 
 from .agreement import Divided, facts_of, first_batch, order_of_first, refuse_distributed_sampler, require_same
-from .in_memory import TensorLoader, can_be_sliced, places_of, slices, tensors_behind
-from .nested import Fresh, copied, is_on, loader_length, pinned, to_device
+from .in_memory import TensorLoader, can_be_sliced, places, places_of, slices, tensors_behind
+from .nested import Fresh, copied, count_samples, is_on, loader_length, pinned, to_device
 from .open_files import tell_of_open_files
 from .position import batches_of, go_on, order_of
 from .seeding import GENERATORS, ORDER, derive, own_generators, put_back, reseed, sample_rng, state_of
@@ -130,6 +130,7 @@ class _Batches:
         self.counted = None  # (what len() of the loader says, how many batches an epoch has) where these differ
         self.is_whole = False  # the epoch that was read last was read from its first batch on
         self.marks = []  # of the epoch's batches: None, or is_spare of ``Uneven``
+        self.numbers = None  # where somebody asks, a deque: of each batch that was read, which samples of the data it holds
         self._facts = None  # of the loader, see agreement.py
         self.device = torch.empty(0, device=device).device  # "cuda" with its number
         has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
@@ -170,6 +171,8 @@ class _Batches:
             self.agree(order_of_first(batches, getattr(self.loader, "dataset", None)))
         found = self.share.of(batches, start, is_dealt)
         self.marks = [bool(is_spare) if not self.makes_as_many else is_spare for _, _, is_spare in found]
+        if self.numbers is not None:
+            self.numbers.extend(indices for _, indices, _ in found)
         return [(number, indices) for number, indices, _ in found]
 
     def read(self, epoch, start=0):
@@ -335,7 +338,23 @@ class _ReplayedBatches(_Batches):
         with sample_rng(seed):
             iterator = _own(iter(self.loader))
         batches = self._numbered(iterator, epoch, first, start)
+        if self.numbers is not None:
+            batches = self._counted(batches)
         return batches if self.share.size == 1 else self._shared(batches)
+
+    def _counted(self, batches):
+        """The samples of such data have no numbers but those in which they come."""
+        count = 0
+        for batch in batches:
+            before, count = count, count + count_samples(batch)
+            self.numbers.append(range(before, count))
+            yield batch
+
+    def _keep_number(self, count, place):
+        """Of the last ``count`` batches, this process gives the one at ``place``; None: a spare."""
+        if self.numbers is not None:
+            read = [self.numbers.pop() for _ in range(count)][::-1]
+            self.numbers.append(None if place is None else read[place])
 
     def _numbered(self, iterator, epoch, first, start):
         for number in itertools.count(first):
@@ -368,6 +387,7 @@ class _ReplayedBatches(_Batches):
             if not count:
                 return
             is_spare = rank >= count
+            self._keep_number(count, None if is_spare else rank)
             if not is_spare or self.share.with_spares:
                 yield Uneven(batch if is_spare else own, is_spare)
 
@@ -435,6 +455,8 @@ class _DividedBatches(_ReplayedBatches):
             if is_spare and last is None:
                 raise ValueError(f"Each rank needs a batch in every epoch, and {self.share.name} gave rank "
                                  f"{self.share.rank} none. Divide the data among the ranks in smaller parts.")
+            if is_spare:
+                self._keep_number(0, None)
             last = last if is_spare else batch
             yield Uneven(last, is_spare)
 
@@ -552,6 +574,13 @@ class _SlicedBatches(_MapBatches):
 
     def read(self, epoch, start=0):
         samples = self.samples_before(epoch, start)
+        if self.numbers is not None:  # they are those of the loader's own dataset, not of the tensors behind a Subset
+            lists = self._lists(epoch, start, samples)
+            order = [places(self.loader.dataset, torch.tensor(list(indices), dtype=torch.int64)) for indices in lists]
+            own = self.own(order, start, self.is_dealt)
+            self.numbers.clear()
+            self.numbers.extend(lists[number - start] if number - start < len(lists) else None for number, _ in own)
+            return slices(self.loader, [indices_B for _, indices_B in own], self.pins)
         with self._seeded_sampler(epoch):
             order = places_of(self.loader, samples or 0)
         own = self.own(order[start:] if samples is None else order, start, self.is_dealt)
@@ -791,6 +820,12 @@ class _TensorBatches(_Batches):
     def read(self, epoch, start=0):
         samples = self.samples_before(epoch, start)
         bounds = self.loader.bounds()[start:] if samples is None else self.loader.bounds(samples)
+        if self.numbers is not None and self.loader.shuffle:
+            order = self.loader.order(self.seed, epoch).tolist()
+            own = self.own(bounds, start)
+            self.numbers.clear()
+            self.numbers.extend(order[part.start:part.stop] for _, part in own)
+            return self.loader.read(self.seed, epoch, own)
         batches = self.loader.read(self.seed, epoch, self.own(bounds, start))
         return map(pinned, batches) if self.device.type == "cuda" != self.place.type else batches
 

@@ -7,11 +7,13 @@
 A batch costs one forward where losses and scores are the template's own: the predictions are passed on. It costs one as well
 where the subclass wrote ``loss_per_batch`` alone, see ``metrics/one_forward.py``. What a subclass wrote in both
 ``loss_per_batch`` and ``eval_scores_per_batch`` is run as written, which is two, unless it sets ``one_forward = True``.
-What is done with the result (best values, schedules, files) stands in ``TemplateModel.eval``.
+What callbacks hear of the predictions stands in ``eval_predictions.py``. What is done with the result (best values,
+schedules, files) stands in ``TemplateModel.eval``.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,7 @@ from ..metrics.one_forward import OneForward
 from ..parallel.ranks import ALONE
 from .checks import joined
 from .defaults import adds_up, criterion_loss, eval_losses, input_of, loss_dict, score_dict, split_batch
+from .eval_predictions import NOBODY, Heard, predicted_classes
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -55,6 +58,12 @@ class Evaluator:
         self.asked_about: set[str] = set()   # names whose direction nobody knows, see metrics/best.py
         self.num_batches: int | None = None  # of the evaluation that runs; None where a loader has no length
         self.told_weights = False            # predict said which weights it takes, see predictions.py
+        self.listeners: Any = ()             # to predictions, in an evaluation that callbacks hear of
+        self.heard: Any = NOBODY             # what they are told of the present loader, see eval_predictions.py
+        self.sample_indices: Any = None      # where in the data the samples are that on_eval_predictions speaks of
+        self.prefix = ""                     # of that loader's results
+        self.is_test = False                 # the loader of the last evaluation was that of test()
+        self.is_complete = False             # that evaluation came to its end
         self.told_rule_of: str | None = None  # the metric of which it was said what counts as best
 
     def set_loader(self, loader):
@@ -96,19 +105,38 @@ class Evaluator:
         Raises:
             ValueError: a loader gave no batch.
         """
-        return self._score_all(self.batches, on_eval_batch)
+        return self._score_all(self.batches, on_eval_batch, is_test=False)
 
     def score_test(self, on_eval_batch=(), loader=None):
         """The same of ``loader``, or else of the test loader, or else of the evaluation's."""
         batches = self.by_prefix(loader, "test(loader)") if loader is not None else self.test_batches or self.batches
-        return self._score_all(batches, on_eval_batch)
+        return self._score_all(batches, on_eval_batch, is_test=True)
 
-    def _score_all(self, batches, on_eval_batch):
+    def note(self, predictions, labels=None, losses=None):
+        """For your own ``loss_per_batch`` or ``eval_scores_per_batch``: what ``on_eval_predictions`` shall say of this
+        batch. Outside of an evaluation that somebody listens to, nothing happens.
+
+        Args:
+            losses: of each sample [N]; None: the criterion's, if it gives the losses that you report.
+        """
+        self.heard.note(predictions, labels, losses)
+
+    def classes_of(self, predictions, labels):
+        """``(predicted classes shaped like labels, how many classes there are)``, or None, see ``eval_predictions.py``."""
+        return predicted_classes(self.trainer.criterion, predictions, labels)
+
+    def _score_all(self, batches, on_eval_batch, is_test):
         lengths = [loader_length(part) for part in batches.values()]
         self.num_batches = None if None in lengths else sum(lengths)
+        self.is_test, self.is_complete = is_test, False
+        for part in batches.values():
+            part.numbers = deque() if self.listeners else None
         with rng_kept():  # also from the order of the data, which is drawn first
             read = {prefix: self.trainer.lifetime.until_asked_to_leave(part.epoch(0)) for prefix, part in batches.items()}
-            return self._score(read, on_eval_batch, self.trainer.world)
+            numbers = {prefix: part.numbers for prefix, part in batches.items()}
+            result = self._score(read, on_eval_batch, self.trainer.world, numbers)
+            self.is_complete = True
+            return result
 
     def score_first_batch(self, before):
         """The same of one batch of each loader, for the check before training: callbacks do not see it, and the models and
@@ -128,13 +156,15 @@ class Evaluator:
         """Around an evaluation that callbacks hear of, of weights for use; their clean-up comes also after an error."""
         with self.trainer.lifetime.weights.for_use():
             try:
+                self.listeners = self.trainer.hooks.on_eval_predictions
                 for call in self.trainer.hooks.on_eval_start:
                     call(self.trainer)
                 yield
             finally:
+                self.listeners = ()
                 run_all(self.trainer.hooks.on_eval_end, self.trainer)
 
-    def _score(self, batches_by_prefix, on_eval_batch, world):
+    def _score(self, batches_by_prefix, on_eval_batch, world, numbers=None):
         trainer = self.trainer
         result, trainer.eval_loss_names, self.is_computing = {}, set(), False
         if trainer.stepper.parallel is not None:
@@ -144,6 +174,8 @@ class Evaluator:
         with (eval_mode(trainer.model_list), torch.no_grad(),
               OneForward(trainer.model_list if passes_on else ()) as forwards):
             for prefix, batches in batches_by_prefix.items():
+                if numbers is not None and self.listeners:
+                    self.heard = Heard(self, prefix, numbers[prefix])
                 losses, metrics = self._score_batches(prefix, batches, forwards, on_eval_batch, world)
                 trainer.eval_loss_names |= {prefix + name for name in losses}
                 result |= {prefix + name: value for name, value in joined(losses, metrics).items()}
@@ -151,19 +183,21 @@ class Evaluator:
 
     def _score_batches(self, prefix, batches, forwards, on_eval_batch, world):
         """Losses and metrics of one loader: no wait for the device before the end."""
-        trainer, score = self.trainer, self._way_to_score(forwards)
+        trainer, score, heard = self.trainer, self._way_to_score(forwards), self.heard
         losses, metrics, count = EpochMetrics(), EpochMetrics(), 0
         try:
             for batch in batches:
                 batch, is_spare = batch if type(batch) is Uneven else (batch, False)
                 if is_spare:
                     self._join_in(batch)
+                    heard.skip()
                     continue
                 score(batch, trainer.count_samples(batch), losses, metrics)
                 trainer.global_step_eval += 1
                 count += 1
                 for call in on_eval_batch:
                     call(trainer, batch)
+                heard.tell(batch)
             if not sum(world.gather(count)):
                 name = f"{prefix.rstrip('/')!r} of the loaders" if prefix else "the loader"
                 raise ValueError(f"An evaluation needs batches, and {name} gave none. Look at the size of its dataset, and "
@@ -174,10 +208,12 @@ class Evaluator:
             return computed
         finally:
             metrics.reset()
+            self.heard = NOBODY
 
     def _way_to_score(self, forwards):
         """A function of (batch, its number of samples, losses, metrics), chosen once for all batches."""
-        trainer, autocast = self.trainer, self.trainer.stepper.autocast
+        trainer, autocast, note = self.trainer, self.trainer.stepper.autocast, self.heard.note
+        losses_of, scores_of = self.heard.ways(trainer)
         are_sums = adds_up(trainer, trainer.criterion)
 
         def means(losses, num_samples):
@@ -187,15 +223,16 @@ class Evaluator:
             with autocast():
                 x, y = split_batch(batch, trainer.input_dtype)
                 pred = trainer.inference(x)
+                note(pred, y)
                 losses.update(means(loss_dict(criterion_loss(trainer, pred, y)), num_samples), num_samples)
                 metrics.update(score_dict(trainer.metric(pred, y)), num_samples)
 
         def as_written(batch, num_samples, losses, metrics):
             if self.has_loss:
                 with autocast(), forwards.recording():
-                    losses.update(means(eval_losses(trainer.loss_per_batch(batch)), num_samples), num_samples)
+                    losses.update(means(eval_losses(losses_of(batch)), num_samples), num_samples)
             with autocast(), forwards.replaying():
-                metrics.update(score_dict(trainer.eval_scores_per_batch(batch)), num_samples)
+                metrics.update(score_dict(scores_of(batch)), num_samples)
 
         is_our_own = not self.writes_losses and not self.writes_scores and trainer.criterion is not None
         return passing_on if is_our_own else as_written
