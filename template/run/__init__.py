@@ -17,6 +17,7 @@
 - ``requests.py``: what can a trainer be asked for around its loop?
 - ``weights_for_use.py``: which weights are evaluated, kept as the best and handed out?
 - ``predictions.py``: what do the models say of other data?
+- ``trials.py``: how are several runs kept below one folder, and gone on with?
 - ``defaults.py``: what do the default methods make of a batch?
 - ``counting.py``: how much does a batch weigh?
 - ``old_names.py``: what did templates before this one call differently?
