@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .template import TemplateModel
 
 EVENTS = (
+    "on_run_start",    # (model)          once in a process, before its first training batch and behind a load_state
     "on_train_start",  # (model)          before the first batch of an epoch
     "on_batch",        # (model, batch)   before the forward of each training batch, which is on the device
     "on_before_step",  # (model)          gradients are complete and unscaled, not yet clipped
@@ -32,6 +33,7 @@ EVENTS = (
     "on_eval_predictions",  # (model, batch, predictions, labels, losses)  the same, with what was predicted
     "on_eval_result",  # (model, result)  losses and metrics of the whole evaluation
     "on_eval_end",     # (model)          clean-up: also after an error in the evaluation
+    "on_epoch_end",    # (model, results) the epoch counts as done and is not saved yet: {"train/tol_loss": …, "eval/acc": …}
     "on_exit",         # (model)          clean-up: training is over, stopped or failed
 )
 
@@ -45,7 +47,15 @@ class Callback:
     A callback writes its own state, the weights between ``on_eval_start`` and ``on_eval_end``, the gradients in
     ``on_before_step`` and ``model.should_stop``; nothing else of the model. One with state defines ``state_dict()``
     and ``load_state_dict(state)`` and travels in the checkpoint.
+
+    The default set (progress bar, TensorBoard, history) hears of everything first, and then the others in the order of your
+    list. A class with a negative ``order`` comes before the default set; those of one ``order`` stay as they were listed.
     """
+
+    order: int = 0
+
+    def on_run_start(self, model: TemplateModel) -> None:
+        pass
 
     def on_train_start(self, model: TemplateModel) -> None:
         pass
@@ -86,6 +96,9 @@ class Callback:
     def on_eval_end(self, model: TemplateModel) -> None:
         pass
 
+    def on_epoch_end(self, model: TemplateModel, results: dict[str, Any]) -> None:
+        pass
+
     def on_exit(self, model: TemplateModel) -> None:
         pass
 
@@ -95,8 +108,10 @@ class Hooks:
 
     Raises:
         ValueError: a callback has a method named ``on_…`` that is no event.
+        TypeError: its ``order`` is no number.
     """
 
+    on_run_start: Listeners
     on_train_start: Listeners
     on_batch: Listeners
     on_before_step: Listeners
@@ -108,10 +123,12 @@ class Hooks:
     on_eval_predictions: Listeners
     on_eval_result: Listeners
     on_eval_end: Listeners
+    on_epoch_end: Listeners
     on_exit: Listeners
 
     def __init__(self, callbacks: Iterable[Any] = ()) -> None:
-        self.callbacks = tuple(callbacks)
+        self._have_begun: list[Any] = getattr(self, "_have_begun", [])  # whose on_run_start was called
+        self.callbacks = tuple(sorted(callbacks, key=_order_of))  # which leaves those of one order as they are
         for callback in self.callbacks:
             unknown = [name for name in dir(callback) if name.startswith("on_") and name not in EVENTS]
             if unknown:
@@ -121,6 +138,13 @@ class Hooks:
                 )
         for event in EVENTS:
             setattr(self, event, tuple(self._listeners(event)))
+
+    def begin_run(self, model: TemplateModel) -> None:
+        """Tell each callback once that the run begins, also one that was added later."""
+        for call in self.on_run_start:
+            if not any(call == other for other in self._have_begun):
+                self._have_begun.append(call)
+                call(model)
 
     def remove(self, callback: Any) -> None:
         """Take a callback out, also while an event is being handed round."""
@@ -136,6 +160,14 @@ class Hooks:
             method = getattr(callback, event, None)
             if method is not None and getattr(method, "__func__", None) is not no_op:
                 yield method
+
+
+def _order_of(callback):
+    order = getattr(callback, "order", 0)
+    if not isinstance(order, (int, float)):
+        raise TypeError(f"A callback's order must be a number, got {order!r} from {type(callback).__name__}. Negative comes "
+                        "before the default set, 0 is its place behind it.")
+    return order
 
 
 def run_all(listeners: Iterable[Callable[..., object]], *args: Any) -> None:

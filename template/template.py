@@ -21,11 +21,12 @@ how a run is saved, left and closed in ``run/``.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -190,8 +191,8 @@ class TemplateModel:
         """``{metric or loss: the epoch of its best value}``."""
         self.eval_result: dict[str, Any] = {}
         """Losses and metrics of the last evaluation."""
-        self.should_stop: bool = False
-        """Set it in a callback: the loop ends after this epoch."""
+        self.should_stop: bool | Literal["now"] = False
+        """Set it in a callback. True: the loop ends after this epoch. "now": after this update, in the midst of an epoch."""
         self.run_options: dict[str, Any] = {}
         """What was given to ``check_init(arg=…)``."""
         self.world: ranks.Alone = ranks.Alone()
@@ -336,11 +337,11 @@ class TemplateModel:
         self.lifetime.will_be_closed = True
         try:
             while self.lifetime.has_more(total):
-                before = self.epochs_done
-                yield before + 1
+                before = self.epochs_done, self.global_step
+                yield self.epochs_done + 1
                 self.lifetime.finish_epoch()
                 self.lifetime.leave_when_asked()
-                if self.epochs_done == before:
+                if (self.epochs_done, self.global_step) == before:
                     raise RuntimeError("The body of `for epoch in trainer.epochs(n)` must call trainer.train_loop().")
         finally:
             self.lifetime.close()
@@ -363,6 +364,7 @@ class TemplateModel:
 
         Order of events::
 
+            on_run_start                # once in a process
             on_train_start
             for each group of accumulate_steps batches:
                 for each batch of the group:
@@ -373,6 +375,8 @@ class TemplateModel:
                 on_after_step
                 on_log                  # every log_per_step updates, and for what is left at the end
             on_train_end
+
+        Behind it comes the evaluation, if there is one, and then ``on_epoch_end``, before the epoch is saved.
 
         Args:
             write_params: TensorBoard histograms of weights and gradients in this epoch.
@@ -391,6 +395,7 @@ class TemplateModel:
             return {}
         hooks, stepper, losses = self.hooks, self.stepper, self.running_losses
         with self.lifetime.session():
+            hooks.begin_run(self)
             for call in hooks.on_train_start:
                 call(self)
             for group in stepper.groups(self.train_batches.epoch(self.epoch, start=self.batches_done)):
@@ -404,6 +409,7 @@ class TemplateModel:
             checks.require_batches(self)
             self._log()
             return self._end_training()
+        return losses.compute()  # of the part of the epoch that was logged: a callback ended it
 
     def _begin_epoch(self, write_params, clip_grad):
         """Number the epoch: the user may count ``epoch += 1`` or leave it; no epoch is trained twice."""
@@ -443,7 +449,7 @@ class TemplateModel:
 
     def _end_training(self):
         result = self.running_losses.compute()
-        self.lifetime.open_epoch = self.epoch
+        self.lifetime.end_of_batches(result)
         for call in self.hooks.on_train_end:
             call(self, result)
         rates, seconds = rates_line(self.optimizer_list), time.perf_counter() - self._epoch_started
@@ -468,8 +474,8 @@ class TemplateModel:
         checks.require_eval_loader(self)
         lifetime = self.lifetime
         lifetime.begin_evaluation()
-        if self.should_stop and lifetime.evaluated_epoch == self.epoch:
-            return self.eval_result[self.key_metric]  # a plain loop that goes on after the stop
+        if lifetime.skips_evaluation():
+            return self.eval_result.get(str(self.key_metric), math.nan)
         with lifetime.session(), lifetime.undone_when_cut_short():
             with self.evaluator.events():
                 result = self.eval_result = self.evaluator.score(self.hooks.on_eval_batch)
@@ -531,6 +537,11 @@ class TemplateModel:
     def is_main(self) -> bool:
         """Whether this is the process that prints and writes: the only one, or rank 0."""
         return self.world.is_main
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The rows of ``history.csv``: ``{"epoch": 1, "global_step": 40, "train/tol_loss": 0.7, "eval/acc": 0.8, …}``."""
+        return requests.history_of(self)
 
     @property
     def skipped_updates(self) -> int:

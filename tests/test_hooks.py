@@ -51,13 +51,13 @@ def test_listeners_are_called_in_the_order_of_the_callbacks():
 
 def test_a_method_that_is_no_event_is_refused_with_the_list_of_events():
     class Misspelled(Callback):
-        def on_epoch_end(self, model):
+        def on_epoch_ends(self, model):
             pass
 
-    with pytest.raises(ValueError, match="Misspelled has .*on_epoch_end") as caught:
+    with pytest.raises(ValueError, match="Misspelled has .*on_epoch_ends") as caught:
         Hooks([Misspelled()])
     assert all(event in str(caught.value) for event in EVENTS)
-    with pytest.raises(ValueError, match="on_epoch_end"):
+    with pytest.raises(ValueError, match="on_epoch_ends"):
         tiny_trainer(callbacks=[Misspelled()])
 
 
@@ -163,7 +163,7 @@ def test_training_announces_its_events_in_the_order_of_its_docstring(accumulate_
     trainer.check_init(use_tb=False)
     trainer.train_loop()
     promised = promised_order(6, accumulate_steps, log_per_step)  # 53 samples in batches of 10
-    assert set(promised) >= {"on_train_start", "on_batch", "train_step", "on_before_step", "clip", "on_after_step",
+    assert set(promised) >= {"on_run_start", "on_train_start", "on_batch", "train_step", "on_before_step", "clip", "on_after_step",
                              "on_log", "on_train_end"}
     assert recorder.seen == promised
 
@@ -175,6 +175,91 @@ def test_an_evaluation_announces_start_batches_and_result_once():
     batches = ["on_eval_batch", "on_eval_predictions"] * 3  # 23 samples in batches of 10
     assert recorder.seen[:7] == ["on_eval_start", *batches]
     assert sorted(recorder.seen[7:]) == ["on_eval_end", "on_eval_result"]
+
+
+def test_a_callback_of_negative_order_hears_of_everything_before_the_default_set():
+    class First(Callback):
+        order = -1
+
+    class Early(First):
+        order = -2
+
+    first, early, last = First(), Early(), Recorder()
+    trainer = tiny_trainer(callbacks=[last, first, early])
+    assert trainer.hooks.callbacks[:2] == (early, first)
+    assert list(trainer.hooks.callbacks).index(last) > 2
+    trainer.callbacks = [first]
+    assert trainer.hooks.callbacks[0] is first and early not in trainer.hooks.callbacks
+    first.order = "first"
+    with pytest.raises(TypeError, match="order must be a number, got 'first' from First"):
+        Hooks([first])
+
+
+class RunAndEpochs(Callback):
+    """What stands in the trainer when a run starts and when an epoch ends."""
+
+    def __init__(self):
+        self.starts, self.ends = [], []
+
+    def on_run_start(self, model):
+        self.starts.append((model.global_step, model.epochs_done))
+
+    def on_epoch_end(self, model, results):
+        model.wait_for_saves()
+        is_saved = model.path_of(f"epoch{model.epoch}.pth").exists()
+        self.ends.append((model.epochs_done, model.global_step, is_saved, results))
+
+
+def test_a_run_starts_once_in_a_process_behind_the_load_of_a_state():
+    seen = RunAndEpochs()
+    trainer = tiny_trainer(callbacks=[seen], ckpt_dir="run")
+    trainer.fit(1)
+    trainer.fit(2)
+    assert seen.starts == [(0, 0)]
+    seen, later = RunAndEpochs(), RunAndEpochs()
+    trainer = tiny_trainer(callbacks=[seen], ckpt_dir="run")
+    trainer.load_state("auto")
+    trainer.eval()
+    assert seen.starts == []
+    trainer.fit(3)
+    trainer.callbacks = [seen, later]  # one that comes later hears of it before its first batch
+    trainer.fit(4)
+    assert seen.starts == [(12, 2)] and later.starts == [(18, 3)]
+
+
+def test_the_end_of_an_epoch_has_the_results_of_its_training_and_of_its_evaluation_and_comes_before_the_save():
+    seen, results = RunAndEpochs(), []
+    trainer = tiny_trainer(callbacks=[seen])
+    for _ in trainer.epochs(2):
+        train = trainer.train_loop()
+        trainer.eval()
+        results.append({f"train/{name}": value for name, value in train.items()}
+                       | {f"eval/{name}": value for name, value in trainer.eval_result.items()})
+    assert seen.ends == [(1, 6, False, results[0]), (2, 12, False, results[1])]
+    assert results[0].keys() == {"train/tol_loss", "eval/tol_loss", "eval/acc"}
+
+
+def test_an_epoch_without_an_evaluation_ends_as_well():
+    seen = RunAndEpochs()
+    trainer = tiny_trainer(callbacks=[seen], eval_loader=None)
+    results = []
+    for _ in trainer.epochs(2):
+        results.append(trainer.train_loop())
+    assert [end[3] for end in seen.ends] == [{"train/tol_loss": result["tol_loss"]} for result in results]
+
+
+@pytest.mark.parametrize("with_evaluation", [True, False])
+def test_an_epoch_that_a_callback_fails_behind_is_saved(with_evaluation):
+    class Fails(Callback):
+        def on_epoch_end(self, model, results):
+            raise OSError("no such table")
+
+    trainer = tiny_trainer(callbacks=[Fails()], ckpt_dir="run", **({} if with_evaluation else {"eval_loader": None}))
+    with pytest.raises(OSError, match="no such table"):
+        trainer.fit(3)
+    trainer = tiny_trainer(ckpt_dir="run", **({} if with_evaluation else {"eval_loader": None}))
+    trainer.load_state("auto")
+    assert (trainer.epochs_done, trainer.global_step, trainer.batches_done) == (1, 6, 0)
 
 
 def test_epochs_ends_with_one_exit():

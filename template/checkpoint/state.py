@@ -49,7 +49,7 @@ def collect(model, optim=True, divided=False, world=None):
             "epochs_done": model.epochs_done,
             "batch": model.batches_done,
             "position": model.train_batches.position(_epoch_of(model), model.batches_done),
-            "should_stop": model.should_stop,
+            "should_stop": bool(model.should_stop) and model.should_stop != "now",  # which ends a process, not the run
             "losses": model.running_losses.state_dict(world),
             "schedule": model.lr_schedule.state_dict(),
             "stepper": model.stepper.state_dict(),

@@ -44,7 +44,7 @@ class Alone:
     """One process: everybody agrees."""
 
     rank, size, is_main = 0, 1, True
-    wish: int | None = None  # number of the signal that asked this process to stop
+    wish: int | None = None  # number of the signal that asked this process to stop, or of a wish in run/signals.py
     is_broken = False        # the ranks have lost each other: nothing can be exchanged any more
 
     @property
@@ -153,7 +153,7 @@ class Ranks(Alone):
             self._exchange.is_broken = True
             raise OtherRankFailed(self.reason_of_loss(error)) from error
         if self.signal is None and self._exchange.wishes:
-            self.signal = self._exchange.wishes[0]
+            self.signal = max(self._exchange.wishes)  # a signal counts more than a callback's wish
         return found
 
     def from_main(self, function):

@@ -83,6 +83,12 @@ def check_callbacks(callbacks):
                             "it from Callback, which has them all.")
 
 
+def check_stop(value):
+    if isinstance(value, str) and value != "now":
+        raise ValueError('should_stop must be False, True (the loop ends after this epoch) or "now" (after this update, in '
+                         f"the middle of the epoch), got {value!r}.")
+
+
 def check_count(name, value):
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
@@ -116,6 +122,7 @@ def _check_choices(model):
     for name in ("log_per_step", "accumulate_steps", "save_per_steps", "keep_checkpoints", "warm_up_updates"):
         if getattr(model, name) is not None:
             check_count(name, getattr(model, name))
+    check_stop(model.should_stop)
     check_skip(model.skip_non_finite)
     seconds = model.save_per_seconds
     if seconds is not None and (not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or seconds <= 0):

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from ..output.run_lock import RunInUse
 from ..output.warn import warnings_noted
 from ..parallel.gradients import explained
 from .reports import tell_end
-from .signals import Interrupted, Left, StopRequest, ending, is_interactive
+from .signals import STOP_NOW, Interrupted, Left, StopRequest, ending, is_interactive
 from .weights_for_use import WeightsForUse
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Lifetime:
         self.weights = WeightsForUse(trainer)
         self.stop_request = StopRequest()
         self.open_epoch: Any = None  # number of the epoch that was trained but is not over
+        self.trained: dict[str, Any] = {}  # means over the samples of the epoch that was trained last
         self.evaluated_epoch = None  # number of the epoch that was evaluated last
         self.only_looks = False      # the weights were taken for use: evaluations note and write nothing
         self.half_evaluated = False  # best values, schedules and callbacks know an evaluation that is not over
@@ -100,10 +101,34 @@ class Lifetime:
         """Nobody else writes in the folder: before anything is computed that could not be kept."""
         self.trainer.world.from_main(self.checkpoints.lock.require)
 
+    def end_of_batches(self, result):
+        """All batches of the epoch were trained on; ``result`` holds the means over its samples."""
+        self.open_epoch, self.trained = self.trainer.epoch, result
+
     def after_update(self):
-        """Between two updates: here the training may be left."""
-        self._whole = self.trainer.global_step, self.trainer.batches_done
+        """Between two updates: here the training may be left, or paused."""
+        trainer = self.trainer
+        self._whole = trainer.global_step, trainer.batches_done
+        if trainer.should_stop == "now":
+            self.stop_request.ask(STOP_NOW)
+        if self.stop_request.signal == STOP_NOW:
+            self._take_stop()
+            raise Paused
         self.leave_when_asked()
+
+    def _take_stop(self):
+        """A callback of some rank set ``should_stop = "now"``, and all ranks know it."""
+        self.stop_request.take()
+        self.trainer.should_stop = "now"
+
+    def _pause(self):
+        """The training ends within an epoch. It goes on from here in the same way, to the same bits: this trainer, or one
+        that loads the file."""
+        if self.trainer.global_step != self.checkpoints.saved_step:
+            self.checkpoints.save_last(beside=False)
+        self._note_place()
+        self.say(f"Stopped at {self.where()}, in the middle of the epoch, and saved in {self.trainer.ckpt_dir}. "
+                 "load_state('auto') continues there.")
 
     def _take_up(self):
         """The same trainer goes on after a signal, an error or an interrupt ended the training."""
@@ -128,7 +153,18 @@ class Lifetime:
 
     def _agree(self, call):
         """All ranks begin ``call``, and stop when one of them wants to."""
-        self.trainer.should_stop = self.trainer.world.begin(call, self.trainer.should_stop)
+        self._agree_to_stop(self.trainer.world.begin(call, self.trainer.should_stop))
+
+    def _agree_to_stop(self, stops):
+        """``should_stop`` of all ranks, where ``stops`` says whether one of them wants to: "now" is stronger than True."""
+        trainer = self.trainer
+        is_now = stops and trainer.world.any(trainer.should_stop == "now")
+        trainer.should_stop = "now" if is_now else stops
+
+    def skips_evaluation(self):
+        """The training was stopped, and there is nothing new to evaluate, or no time: a loop that goes on after the stop."""
+        stop, is_done = self.trainer.should_stop, self.evaluated_epoch == self.trainer.epoch
+        return stop and (is_done or stop == "now" and self.will_be_closed and self.is_mid_epoch)
 
     def at_next_epoch(self, name, change):
         """Call ``change()`` before the next epoch, or now where none is under way. A later one by the same name counts."""
@@ -139,17 +175,30 @@ class Lifetime:
 
     def finish_epoch(self, beside=True):
         """The epoch that was trained is over without an evaluation: the next one begins, or the loop ends."""
-        if self.open_epoch is not None:
-            self.count_epoch()
-            self.checkpoints.save_last(beside=beside)
+        if self.open_epoch is None:
+            return
+        with nullcontext() if self._is_closed else self.session():
+            try:
+                self.count_epoch()
+            finally:
+                if self.open_epoch is None:  # also when a callback failed behind it
+                    self.checkpoints.save_last(beside=beside)
 
-    def count_epoch(self):
-        """The epoch that was trained is over."""
+    def count_epoch(self, evaluated=None):
+        """The epoch that was trained is over.
+
+        Args:
+            evaluated: losses and metrics of the evaluation at its end; None: there was none.
+        """
         trainer = self.trainer
-        trainer.should_stop = trainer.world.any(trainer.should_stop)
         trainer.lr_schedule.finish_epoch(self.open_epoch)
         trainer.epochs_done, trainer.batches_done, self.open_epoch = self.open_epoch, 0, None
         trainer.running_losses.reset()
+        results = {f"train/{name}": value for name, value in self.trained.items()}
+        results |= {f"eval/{name}": value for name, value in (evaluated or {}).items()}
+        for call in trainer.hooks.on_epoch_end:
+            call(trainer, results)
+        self._agree_to_stop(trainer.world.any(trainer.should_stop))
 
     @property
     def is_mid_epoch(self):
@@ -160,13 +209,19 @@ class Lifetime:
         """The epoch was evaluated and noted: it is over, and saved. One that is under way goes on, and is saved as soon as
         the running update is done."""
         self.half_evaluated = False
-        if self.is_mid_epoch and (self.trainer.batches_done or self._depth > 1):
+        if self.is_mid_epoch and self._depth > 1:
             self.checkpoints.save_soon()
+        elif self.is_mid_epoch and self.trainer.batches_done:  # nothing trains meanwhile
+            self.evaluated_epoch = self.trainer.epoch
+            self.checkpoints.save_last()
         else:
             self.evaluated_epoch = self.trainer.epoch
-            if self.open_epoch is not None:
-                self.count_epoch()
-            self.checkpoints.save_epoch(save_per_epochs)
+            try:
+                if self.open_epoch is not None:
+                    self.count_epoch(self.trainer.eval_result)
+            finally:
+                if self.open_epoch is None:  # also when a callback failed behind it
+                    self.checkpoints.save_epoch(save_per_epochs)
         if not self.will_be_closed:
             self.checkpoints.wait()  # a plain loop, behind which nobody waits
 
@@ -192,7 +247,9 @@ class Lifetime:
             SystemExit: with 143 or 130.
             KeyboardInterrupt: in an interactive session.
         """
-        if self.stop_request.signal:
+        if self.stop_request.signal == STOP_NOW:
+            self._take_stop()
+        elif self.stop_request.signal:
             self._leave()
 
     def _leave(self):
@@ -280,6 +337,8 @@ class Lifetime:
             except (Left, Interrupted):
                 self.close()
                 raise
+            except Paused:  # train_loop() returns
+                self._pause()
             except BaseException as error:
                 was_left = isinstance(error, SystemExit) and self._is_closed  # in a session within this one
                 if not self._is_in_child and not was_left:
@@ -451,6 +510,10 @@ def _in_words(error):
     if isinstance(error, SystemExit):
         return f"sys.exit({'' if error.code is None else repr(error.code)})"
     return "the KeyboardInterrupt" if isinstance(error, KeyboardInterrupt) else "the error"
+
+
+class Paused(Exception):
+    """From between two updates to ``session``: the training ends here, and the process goes on."""
 
 
 class _AskedToLeave(Exception):

@@ -19,6 +19,7 @@ from contextlib import suppress
 from ..parallel.ranks import Alone
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_NOW = -1  # no signal: a callback asked for the end behind this update, which all ranks learn in the same way
 
 
 def is_interactive():
@@ -51,6 +52,11 @@ class StopRequest:
     def signal(self):
         """Its number, once one came and all ranks know of it."""
         return self.world.signal
+
+    def ask(self, wish):
+        """As if a signal had come, unless one has."""
+        if self.world.wish is None:
+            self.world.wish = wish
 
     def take(self):
         """Its number, once more: from now on nothing is asked for, the process may train again."""

@@ -163,4 +163,4 @@ def test_every_setting_is_watched_or_read_whenever_it_is_needed():
     source = TemplateModel()
     settings = [name for name in vars(source) if not name.startswith("_")]
     settings = settings[:settings.index("epoch")]
-    assert set(settings) == (WATCHED | read_when_needed)
+    assert set(settings) == (WATCHED - {"should_stop"} | read_when_needed)
