@@ -31,6 +31,7 @@ _HOMES = {
     "LogRecords": ".callbacks.log_records",
     "Profile": ".callbacks.profile",
     "ProgressBar": ".callbacks.progress_bar",
+    "SWA": ".callbacks.swa",
     "TensorBoard": ".callbacks.tensorboard",
 }
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which take a module with __g
     from .callbacks.log_records import LogRecords as LogRecords  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.profile import Profile as Profile  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.progress_bar import ProgressBar as ProgressBar  # type: ignore[import-not-found,unused-ignore]
+    from .callbacks.swa import SWA as SWA  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.tensorboard import TensorBoard as TensorBoard  # type: ignore[import-not-found,unused-ignore]
     from .data.agreement import Divided as Divided
     from .data.in_memory import TensorLoader as TensorLoader

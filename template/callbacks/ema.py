@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ..checkpoint import files, state
+from ..checkpoint.state import floating_tensors
 from ..hooks import Callback
-from ..parallel.ranks import ALONE
 from ..update.averages import DoneSteps, WeightAverage
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ class EMA(Callback):
             return
         self.updates += 1
         if self._is_to_look or self._average.is_stale:
-            self._average.follow(state.floating_tensors(model))
+            self._average.follow(floating_tensors(model))
             self._is_to_look = False
         if not self._average.num:
             self._average.begin(found_inf)
@@ -98,7 +97,7 @@ class EMA(Callback):
     def weights_for_use(self, model: TemplateModel) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """``[(tensor of a model, its average)]``; empty before the first update."""
         if self._average.num and self._is_to_look:
-            self._average.follow(state.floating_tensors(model))
+            self._average.follow(floating_tensors(model))
         return self._average.pairs()
 
     def save(self, path: str | Path) -> None:
@@ -112,12 +111,7 @@ class EMA(Callback):
         if model is None or not self._average.num:
             raise RuntimeError("EMA.save() writes the average of a training, and there is none yet: it begins with the "
                                "first update. Put the EMA into callbacks, train, and save then.")
-        if not model.is_main:
-            return
-        model.wait_for_saves()
-        with model.lifetime.weights.for_use(always=True):
-            files.write(state.collect(model, optim=False, world=ALONE), path)
-        model.lifetime.say(f"save the averaged weights at {path}")
+        model.lifetime.weights.save(path)
 
     def attach(self, model: TemplateModel) -> None:
         """``check_init`` tells whose weights these are."""

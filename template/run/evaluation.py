@@ -189,7 +189,7 @@ class Evaluator:
             for batch in batches:
                 batch, is_spare = batch if type(batch) is Uneven else (batch, False)
                 if is_spare:
-                    self._join_in(batch)
+                    self.forward(batch)
                     heard.skip()
                     continue
                 score(batch, trainer.count_samples(batch), losses, metrics)
@@ -242,8 +242,9 @@ class Evaluator:
         """False where only ``train_step`` knows the losses."""
         return self.writes_losses or not (self.writes_step and self.trainer.criterion is None)
 
-    def _join_in(self, batch):
-        """The forward of a batch that does not count: the other ranks need this one's part of the weights."""
+    def forward(self, batch):
+        """The forward of a batch whose results do not count: the other ranks need this one's part of the weights, or layers
+        gather statistics."""
         with self.trainer.stepper.autocast():
             if self.has_loss:
                 self.trainer.loss_per_batch(batch)

@@ -20,10 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..checkpoint import files, state
+from ..parallel.ranks import ALONE
 from ..update import schedule_free
 
 if TYPE_CHECKING:
@@ -50,13 +53,32 @@ class WeightsForUse:
         trainer = self.trainer
         with schedule_free.averaged(trainer.optimizer_list or ()):
             pairs = [] if self._kept or trainer.lifetime.only_looks and not always else self._from_callbacks()
-            try:
-                self._put(pairs)
+            with self.in_place(pairs):
                 yield
-            finally:
-                if pairs:
-                    _copy(self._kept)
-                    self._kept = []
+
+    @contextmanager
+    def in_place(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[None]:
+        """For a source that has to compute with its own weights: these values are in these tensors."""
+        if not pairs:
+            yield
+            return
+        self._kept = [(tensor, tensor.detach().clone()) for tensor, _ in pairs]
+        try:
+            _copy(pairs)
+            yield
+        finally:
+            _copy(self._kept)
+            self._kept = []
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights for use of a callback to ``path``, as ``save_state(path, optim=False)`` writes weights; on rank
+        0, whether the others call it too or not."""
+        trainer = self.trainer
+        if trainer.is_main:
+            trainer.checkpoints.wait()
+            with self.for_use(always=True):
+                files.write(state.collect(trainer, optim=False, world=ALONE), path)
+            trainer.lifetime.say(f"save the averaged weights at {path}")
 
     @contextmanager
     def of_training(self) -> Iterator[None]:
@@ -78,11 +100,6 @@ class WeightsForUse:
     def _from_callbacks(self):
         callbacks = _sources(self.trainer.hooks.callbacks) if self.trainer.hooks is not None else []
         return [pair for callback in callbacks for pair in callback.weights_for_use(self.trainer)]
-
-    def _put(self, pairs):
-        if pairs:
-            self._kept = [(tensor, tensor.detach().clone()) for tensor, _ in pairs]
-            _copy(pairs)
 
 
 def attach_sources(trainer: TemplateModel, callbacks: Iterable[Any]) -> None:

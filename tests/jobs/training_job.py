@@ -13,7 +13,7 @@ from tiny import tiny_data, tiny_model, weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from template import EMA, Callback, TensorLoader
+from template import EMA, SWA, Callback, TensorLoader
 from template.callbacks.history import History
 from template.template import TemplateModel
 
@@ -161,6 +161,7 @@ ALIKE = {
     "unlabelled, accumulated": lambda batch_size: accumulated(Unlabelled(batch_size)),
     "filled again": lambda batch_size: filled_again(batch_size),
     "averaged": lambda batch_size: tiny(batch_size, callbacks=[EMA(0.9)]),
+    "mean of the weights": lambda batch_size: tiny(batch_size, callbacks=[SWA(1, swa_lr=0.05)]),
 }
 
 
