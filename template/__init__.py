@@ -28,6 +28,7 @@ _HOMES = {
     "EMA": ".callbacks.ema",
     "EarlyStopping": ".callbacks.early_stopping",
     "History": ".callbacks.history",
+    "LivePlot": ".callbacks.live_plot",
     "LogRecords": ".callbacks.log_records",
     "Profile": ".callbacks.profile",
     "ProgressBar": ".callbacks.progress_bar",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which take a module with __g
     from .callbacks.early_stopping import EarlyStopping as EarlyStopping  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.ema import EMA as EMA  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.history import History as History  # type: ignore[import-not-found,unused-ignore]
+    from .callbacks.live_plot import LivePlot as LivePlot  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.log_records import LogRecords as LogRecords  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.profile import Profile as Profile  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.progress_bar import ProgressBar as ProgressBar  # type: ignore[import-not-found,unused-ignore]

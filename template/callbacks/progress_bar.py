@@ -13,6 +13,7 @@ import torch
 
 from ..hooks import Callback
 from ..output.speed import peak_gigabytes
+from ..output.time_left import clock
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -48,7 +49,7 @@ class ProgressBar(Callback):
     # --- training -------------------------------------------------------------------------------------------------
 
     def on_train_start(self, model: TemplateModel) -> None:
-        if not (self.show and model.is_main):
+        if not self._is_shown(model):
             return
         self._start, self._last_shown = model.stepper.speed.mark(), time.perf_counter()
         if self._began is not None and self._began[0] == model.epoch - 1:
@@ -63,7 +64,7 @@ class ProgressBar(Callback):
     def on_log(self, model: TemplateModel, values: dict[str, float]) -> None:
         now = time.perf_counter()
         every = _PLAIN_LINE_EVERY_SECONDS if self.bar is None else _REDRAWN_EVERY_SECONDS
-        if not (self.show and model.is_main) or now - self._last_shown < every:
+        if not self._is_shown(model) or now - self._last_shown < every:
             return
         self._last_shown = now
         fields = self._fields(model, values)
@@ -80,7 +81,7 @@ class ProgressBar(Callback):
     # --- an evaluation that takes long ----------------------------------------------------------------------------
 
     def on_eval_batch(self, model: TemplateModel, batch: Any) -> None:
-        if not (self.show and model.is_main):
+        if not self._is_shown(model):
             return
         if self.bar is None:
             self.bar = self._open("evaluation", model.evaluator.num_batches, 0, "batch", _EVALUATION_IS_LONG_AFTER_SECONDS)
@@ -95,6 +96,11 @@ class ProgressBar(Callback):
         self._close()
 
     # --- how it is drawn ------------------------------------------------------------------------------------------
+
+    def _is_shown(self, model):
+        """Not beside another callback that shows how far the training is, as ``LivePlot`` does in a notebook."""
+        return self.show and model.is_main and not any(getattr(other, "shows_progress", False) for other in
+                                                       model.hooks.callbacks)
 
     def _open(self, title, total, begun, unit, delay=0.0):
         """A bar of tqdm; None where there is nothing to draw on."""
@@ -119,7 +125,7 @@ class ProgressBar(Callback):
         losses = [f"{name} {value:.4g}" for name, value in values.items()]
         fields = losses[:1]
         if (seconds := self._seconds_left(model)) is not None:
-            fields.append(f"{_clock(seconds)} left")
+            fields.append(f"{clock(seconds)} left")
         if model.key_metric in model.best_metric:
             fields.append(f"best {model.key_metric} {model.best_metric[model.key_metric]:.4g}")
         speed = model.stepper.speed.since(self._start)
@@ -164,13 +170,6 @@ def _rates(model):
     """The present learning rate, or the lowest and the highest of all parameter groups."""
     rates = sorted({float(group["lr"]) for optimizer in model.optimizer_list for group in optimizer.param_groups})
     return f"{rates[0]:.2g}" if len(rates) == 1 else f"{rates[0]:.2g} to {rates[-1]:.2g}"
-
-
-def _clock(seconds):
-    """3725 -> "1:02:05"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def _fitting(fields, room):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..output.warn import warn
 
@@ -148,3 +148,24 @@ def note_best(trainer: TemplateModel, result) -> str:
                 of_key = "equals the best" if value == trainer.best_metric.get(name) else "best"
             trainer.best_metric[name], trainer.best_epoch[name] = value, trainer.epoch
     return of_key
+
+
+def best_in_rows(rows: Iterable[dict[str, Any]], modes: dict[str, str] | None = None) -> dict[str, tuple[int, float]]:
+    """``{quantity: (epoch, value)}``, as ``note_best`` would have kept them, from the rows of ``history.csv``.
+
+    Args:
+        rows: with ``epoch``, ``eval/<quantity>`` and ``train/<quantity>``; that of training counts where there is no other.
+        modes: ``{quantity: "max" or "min"}`` for those whose names do not tell. Without it more counts as better, but less
+            of what training has too, which is a loss.
+    """
+    rows = list(rows)
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith(("train/", "eval/")))
+    best = {}
+    for quantity in dict.fromkeys(name.partition("/")[2] for name in names):
+        column = f"eval/{quantity}" if f"eval/{quantity}" in names else f"train/{quantity}"
+        mode = (modes or {}).get(quantity) or direction_of(quantity) or ("min" if f"train/{quantity}" in names else "max")
+        values = [(row["epoch"], row[column]) for row in rows
+                  if isinstance(row.get(column), (int, float)) and math.isfinite(row[column])]
+        if values:
+            best[quantity] = max(values, key=lambda value: (value[1] if mode == "max" else -value[1], value[0]))
+    return best

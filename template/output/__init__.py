@@ -10,6 +10,9 @@
 - ``csv_table.py``: how does a table grow on the disk at the same cost for each row?
 - ``text_table.py``: how are rows printed as a table?
 - ``curves.py``: how are the curves of a run drawn?
+- ``curves_svg.py``: how are they drawn in a page or a notebook?
+- ``curves_text.py``: how are they drawn in a terminal?
+- ``time_left.py``: how long does the run still take?
 - ``patient_file.py``: how does a file outlast a full disk?
 - ``warn.py``: which line does a warning name, and how does it get into the log?
 - ``summary.py``: how is the table of layers made?

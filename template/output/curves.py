@@ -3,7 +3,8 @@
     png = draw(rows, title="2024-05-01_12-00-00", key="acc", best={"acc": (25, 0.997)})      # bytes
 
 A dozen quantities have a panel each; more of them share panels. An axis is logarithmic where most values lie close to its
-lower end, and leaves the first epochs out where those would press all others into a line. It needs matplotlib.
+lower end, and leaves the first epochs out where those would press all others into a line. ``draw`` needs matplotlib; what
+is drawn where (``panels_of``, ``value_range``) holds for ``curves_svg.py`` and ``curves_text.py`` too, which need nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _TOGETHER = 5             # lines in a panel that is shared, or more of them whe
 _MOST_TOGETHER = 10       # as many as there are colors
 _MOST_PANELS = 24
 _MOST_POINTS = 1000       # of a line; a panel is 400 pixels wide
-_MOST_MARKED = 60         # points of a line that get a dot
+MOST_MARKED = 60          # points of a line that get a dot
 _WIDTH, _HEIGHT = 4.2, 2.9  # of a panel, in inches
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.62, 0.12, 0.34, 0.36  # around its axes
 _HEADING = 0.3
@@ -29,11 +30,16 @@ _FALLBACKS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "Mi
               "Arial Unicode MS")  # for names in scripts that matplotlib's own font lacks
 
 
+COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray", "tab:olive",
+          "tab:cyan")  # what a line's number stands for; matplotlib's names
+
+
 class Line(NamedTuple):
-    label: str
-    x: np.ndarray    # epochs
-    y: np.ndarray    # finite values
-    style: dict[str, Any]
+    label: str           # with a leading "_" it is not in the legend
+    x: np.ndarray        # epochs
+    y: np.ndarray        # finite values
+    color: int           # index of COLORS
+    is_dotted: bool = False
 
 
 class Panel(NamedTuple):
@@ -58,7 +64,7 @@ def draw(rows: list[dict[str, Any]], title: str, key: str | None = None,
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # type: ignore  # optional
     from matplotlib.figure import Figure  # type: ignore  # optional
 
-    panels, left_out = _panels(rows, key, best or {})
+    panels, left_out = panels_of(rows, key, best or {})
     columns = max(1, min(4, math.ceil(math.sqrt(len(panels)))))
     lines = max(1, math.ceil(len(panels) / columns))
     width, height = columns * _WIDTH, lines * _HEIGHT + _HEADING
@@ -71,7 +77,7 @@ def draw(rows: list[dict[str, Any]], title: str, key: str | None = None,
                                 (_WIDTH - _LEFT - _RIGHT) / width, (_HEIGHT - _TOP - _BOTTOM) / height))
         _draw_panel(axes, panel, family)
     more = f"   ({left_out} more quantities are in history.csv)" if left_out else ""
-    figure.text(_LEFT / width, 1 - 0.65 * _HEADING / height, _plain(f"{title}  ·  {_summary(rows, key, best or {})}{more}"),
+    figure.text(_LEFT / width, 1 - 0.65 * _HEADING / height, _plain(f"{title}  ·  {summary(rows, key, best or {})}{more}"),
                 size=11, va="center", family=family)
     image = io.BytesIO()
     with warnings.catch_warnings():
@@ -80,7 +86,8 @@ def draw(rows: list[dict[str, Any]], title: str, key: str | None = None,
     return image.getvalue()
 
 
-def _summary(rows, key, best):
+def summary(rows: list[dict[str, Any]], key: str | None, best: dict[str, tuple[int, float]]) -> str:
+    """"30 epochs, best acc 0.9972 in epoch 27"; arguments as for ``draw``."""
     epoch = rows[-1]["epoch"]
     text = f"{epoch} epoch{'s' if epoch != 1 else ''}"
     return f"{text}, best {key} {best[key][1]:.4g} in epoch {best[key][0]}" if key in best else text
@@ -89,8 +96,8 @@ def _summary(rows, key, best):
 # --- what is drawn where --------------------------------------------------------------------------------------------
 
 
-def _panels(rows, key, best):
-    """The panels in order, and the number of quantities for which there is no place."""
+def panels_of(rows: list[dict[str, Any]], key: str | None, best: dict[str, tuple[int, float]]) -> tuple[list[Panel], int]:
+    """The panels in order, and the number of quantities for which there is no place; arguments as for ``draw``."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     quantities = list(dict.fromkeys(name.partition("/")[2] for name in names if name.startswith(("train/", "eval/"))))
     first = [name for name in ("tol_loss", "loss", key) if name in quantities]
@@ -106,7 +113,7 @@ def _panels(rows, key, best):
         panels.append(Panel(group[0] if len(group) == 1 else f"{group[0]} … {group[-1]}", lines))
     rates = [name for name in names if name == "lr" or name.startswith("lr/")]
     if rates:
-        lines = [Line(name.partition("/")[2] or "lr", *points[name], {"color": f"C{number % 10}"})
+        lines = [Line(name.partition("/")[2] or "lr", points[name][0], points[name][1], number)
                  for number, name in enumerate(rates[:_MOST_TOGETHER])]
         panels.append(Panel("learning rate", lines))
     return panels, left_out
@@ -126,7 +133,8 @@ def _points(rows, name):
     """Epochs and values that are numbers, and no more of them than can be seen."""
     pairs = [(row["epoch"], row[name]) for row in rows if isinstance(row.get(name), (int, float))]
     x, y = np.array(pairs, dtype=float).reshape(-1, 2).T
-    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    can_be_drawn = np.isfinite(x) & (np.abs(y) < 1e300)  # an axis has margins
+    x, y = x[can_be_drawn], y[can_be_drawn]
     if len(x) > _MOST_POINTS:
         kept = np.linspace(0, len(x) - 1, _MOST_POINTS).round().astype(int)
         x, y = x[kept], y[kept]
@@ -134,15 +142,15 @@ def _points(rows, name):
 
 
 def _parts_of(name, points):
-    return [Line(part, *points[f"{part}/{name}"], {"color": color})
-            for part, color in (("train", "tab:blue"), ("eval", "tab:orange")) if f"{part}/{name}" in points]
+    return [Line(part, *points[f"{part}/{name}"], color=color)
+            for color, part in enumerate(("train", "eval")) if f"{part}/{name}" in points]
 
 
 def _line_of_many(name, points, number):
     """Evaluation as a line in a color of its own, training dashed beside it."""
     parts = [part for part in ("eval", "train") if f"{part}/{name}" in points]
-    return [Line(name if part == parts[0] else f"_{name}", *points[f"{part}/{name}"],  # a leading _ is not in the legend
-                 {"color": f"C{number}"} | ({} if part == parts[0] else {"linestyle": ":", "marker": None}))
+    return [Line(name if part == parts[0] else f"_{name}", *points[f"{part}/{name}"], number,
+                 is_dotted=part != parts[0])
             for part in parts]
 
 
@@ -154,14 +162,15 @@ def _draw_panel(axes, panel, family):
 
     lines = [line for line in panel.lines if len(line.x)]
     for line in lines:
-        style = {"marker": "o" if len(line.x) <= _MOST_MARKED else None} | line.style
-        axes.plot(line.x, line.y, label=_plain(line.label), linewidth=1.3, markersize=2.6, **style)
+        axes.plot(line.x, line.y, label=_plain(line.label), linewidth=1.3, markersize=2.6, color=COLORS[line.color],
+                  marker="o" if len(line.x) <= MOST_MARKED and not line.is_dotted else None,
+                  linestyle=":" if line.is_dotted else "-")
     if panel.best is not None and math.isfinite(panel.best[1]):
         axes.plot(*([value] for value in panel.best), "*", color="crimson", markersize=10,
                   label=f"best {panel.best[1]:.4g} (epoch {panel.best[0]})")
     if lines:
         _scale(axes, lines, panel.best)
-    axes.set_title(_plain(_shortened(panel.title)), size=9, family=family, pad=4)
+    axes.set_title(_plain(shortened(panel.title)), size=9, family=family, pad=4)
     axes.tick_params(labelsize=7.5, length=2.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch", size=7.5, labelpad=1)
@@ -169,7 +178,7 @@ def _draw_panel(axes, panel, family):
     if len(axes.get_legend_handles_labels()[0]) > (panel.title == "learning rate"):
         falls = bool(lines) and lines[0].y[-1] <= lines[0].y[0]
         axes.legend(loc="upper right" if falls else "lower right", framealpha=0.7, prop={"size": 7, "family": family},
-                    title="dotted: training" if any("linestyle" in line.style for line in lines) else None, title_fontsize=7,
+                    title="dotted: training" if any(line.is_dotted for line in lines) else None, title_fontsize=7,
                     borderpad=0.3, labelspacing=0.25, handlelength=1.6)
 
 
@@ -180,7 +189,7 @@ def _scale(axes, lines, best):
     x = np.concatenate([line.x for line in lines])
     y = np.concatenate([line.y for line in lines])
     axes.set_xlim(*((x[0] - 0.5, x[0] + 0.5) if x.min() == x.max() else _with_margin(x.min(), x.max(), 0.03)))
-    low, high, is_log = _range(x, y, best)
+    low, high, is_log = value_range(x, y, best)
     if is_log:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,), numticks=8))
@@ -194,8 +203,8 @@ def _scale(axes, lines, best):
                       bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1})
 
 
-def _range(x, y, best):
-    """``(lowest, highest, whether the axis is logarithmic)``."""
+def value_range(x: np.ndarray, y: np.ndarray, best: tuple[float, float] | None) -> tuple[float, float, bool]:
+    """``(lowest, highest, whether the axis is logarithmic)``, of the points of all lines of a panel."""
     is_log = bool(y.min() > 0 and y.max() >= 5 * y.min() and np.median(y) - y.min() < 0.2 * (y.max() - y.min()))
     scaled = np.log(y) if is_log else y
     low, high = scaled.min(), scaled.max()
@@ -226,7 +235,7 @@ def _plain(text):
     return text.replace("$", r"\$")
 
 
-def _shortened(text, length=52):
+def shortened(text, length=52):
     return text if len(text) <= length else f"{text[:length // 2]}…{text[-length // 2:]}"
 
 

@@ -132,4 +132,4 @@ def test_a_single_row_and_equal_values_have_axes_around_them(axes):
         (low, high), (left, right) = panel.get_ylim(), panel.get_xlim()
         assert low < high and left < 1 < right
     assert axes(rows_of(1)) == {}
-    assert curves._range(np.array([1.0]), np.array([-2.0]), None)[0] < -2
+    assert curves.value_range(np.array([1.0]), np.array([-2.0]), None)[0] < -2

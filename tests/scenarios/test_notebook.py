@@ -56,7 +56,8 @@ class Cell:
     stdout: str = ""
     stderr: str = ""
     error: str = ""
-    shown: list = field(default_factory=list)
+    shown: list = field(default_factory=list)  # as text
+    kinds: list = field(default_factory=list)  # the best kind of each of these
 
 
 def start_kernel(folder):
@@ -109,6 +110,7 @@ def what_stands_under(cell):
             found.error += re.sub(r"\x1b\[[\d;]*m", "", "\n".join(output.traceback))  # without colours
         else:
             found.shown.append(output.data.get("text/plain"))
+            found.kinds.append(min(output.data))
     return found
 
 
@@ -392,3 +394,25 @@ def test_under_python_i_the_prompt_comes_back_and_the_trainer_goes_on(tmp_path):
         f"Interrupted; saved at epoch 1, update 3 in run. {goes_on}", "epoch 1 train",
         f"Interrupted; saved at epoch 1, update 3 in run. The evaluation of epoch 1 will be done again. {goes_on}",
         *trained(1, 2, 3, 4), "=== 4 epochs done", "True True 4", "True", "still here"]
+
+
+def test_the_live_figure_is_redrawn_in_place_and_begins_anew_under_the_next_cell(tmp_path):
+    cells = run_cells(
+        tmp_path,
+        fit=SETUP + """
+from template import LivePlot
+trainer = Tiny(ckpt_dir="run", callbacks=[LivePlot()], log_per_step=1)
+trainer.check_init(use_tb=False)
+best = trainer.fit(3)""",
+        more="best = trainer.fit(5)",
+        own="""
+plot = LivePlot(epochs=9)
+for epoch in range(1, 4):
+    plot.log({"train_loss": 1 / epoch, "val_acc": epoch / 10}, epoch=epoch)
+plot.close()""")
+    for name, last, quantity, line in (("fit", 3, "tol_loss", "epoch 3/3"), ("more", 5, "tol_loss", "epoch 5/5"),
+                                       ("own", 3, "loss", "epoch 3/9")):
+        figure, below = cells[name].shown
+        assert figure.startswith(quantity) and figure.splitlines()[-2].split()[-1] == str(last), "text beside the SVG"
+        assert below.startswith(line) and "best acc" in below, "the one line, and no progress bar beside it"
+        assert cells[name].kinds == ["image/svg+xml", "text/plain"] and not cells[name].stderr + cells[name].error

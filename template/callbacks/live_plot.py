@@ -1,0 +1,329 @@
+"""The curves while they grow: one figure in a notebook that is redrawn in place, characters in a terminal.
+
+    trainer.callbacks = [LivePlot()]
+
+    plot = LivePlot(epochs=30)                       # or in any loop of your own
+    for epoch in range(1, 31):
+        ...
+        plot.log({"train_loss": loss, "val_acc": acc}, epoch=epoch)
+    plot.close()
+
+It needs no other package, and writes no file: ``history.png`` is the work of ``History``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..hooks import Callback
+from ..metrics.best import best_in_rows, find_name
+from ..output.curves_svg import figure
+from ..output.curves_text import characters_for, text_figure
+from ..output.time_left import TimeLeft, clock
+from ..update.lr_scheduler import rates_by_name
+
+if TYPE_CHECKING:
+    from ..template import TemplateModel
+
+_SHARE = 0.01              # of the time that drawing takes, at most
+_LINE_EVERY_SECONDS = 0.5
+_MOST_ROWS = 4000          # that are held; of more, every second one is left out
+_BAR_WIDTH = 12            # characters
+_PLACES = ("notebook", "terminal", "nowhere")
+_PARTS = {"train": "train", "training": "train", "val": "eval", "valid": "eval", "validation": "eval", "eval": "eval",
+          "dev": "eval", "test": "eval"}
+
+
+class LivePlot(Callback):
+    """Draws training and evaluation of each quantity with a star at the best value, once an epoch at most. Where epochs are
+    short it draws less often, so that drawing takes at most 1 % of the time, and always at the end.
+
+    In a notebook, a line below the figure shows how far the run is and how long it still takes, in place of the progress
+    bar. In a terminal the figure is printed on stderr, and so it does not get into ``log.txt``.
+
+    Args:
+        epochs: how many there will be, for the time that is left; a ``TemplateModel`` knows it.
+        key: the quantity whose best value is told; None: ``key_metric``, or in a loop of your own the first score, else the
+            first loss.
+        mode: "max" or "min", whether more or less of ``key`` is better in a loop of your own; None: as its name says. A
+            ``TemplateModel`` has ``key_metric_mode``.
+        where: "notebook" or "terminal"; None: where it runs. "nowhere" draws nothing.
+
+    Raises:
+        ValueError: a bad argument.
+    """
+
+    def __init__(self, epochs: int | None = None, key: str | None = None, mode: str | None = None,
+                 where: str | None = None) -> None:
+        if where not in (None, *_PLACES):
+            raise ValueError(f"where must be one of {list(_PLACES)} or None, got {where!r}.")
+        if mode not in (None, "max", "min"):
+            raise ValueError(f"mode must be 'max', 'min' or None, got {mode!r}.")
+        self.epochs = epochs
+        self.key = key
+        self.mode = mode
+        self.rows: list[dict[str, Any]] = []  # {"epoch": 1, "train/loss": 0.7, …}; assign those of a run that goes on
+        self._where = where
+        self._title = ""
+        self._best: dict[str, tuple[int, float]] = {}
+        self._has_begun = False
+        self._is_drawn = True         # all that is known is in the figure
+        self._drawn = 0.0             # when it was drawn, on time.perf_counter's clock
+        self._one_drawing = 0.0       # seconds that it took
+        self._line_shown = 0.0
+        self._time_left = TimeLeft()
+        self._figure = _Cell()
+        self._line = _Cell()
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether it shows how far the training is, so that a progress bar need not."""
+        return self._place() == "notebook"
+
+    # --- in a loop of your own ------------------------------------------------------------------------------------
+
+    def log(self, values: Mapping[str, Any], epoch: int | None = None) -> None:
+        """Add the values of an epoch, and draw when it is time.
+
+        Args:
+            values: a number for each name. "train_loss" and "val_loss" (also "valid_", "eval_", "test_") are the two curves
+                of "loss"; "lr" is the learning rate. A name without such a beginning is taken for one of training.
+            epoch: its number; None: one more than before. The same number again adds to the values that are there, and a
+                smaller one replaces what came later, as when a training is taken up again.
+
+        Raises:
+            TypeError: a value, or ``epoch``, is no number.
+        """
+        last = self.rows[-1]["epoch"] if self.rows else 0
+        epoch = last + 1 if epoch is None else epoch
+        if not isinstance(epoch, (int, float)):
+            raise TypeError(f"epoch must be a number, or None for the next one, got {epoch!r}.")
+        self._note({_column(name): _number(name, value) for name, value in values.items()}, epoch)
+        self._best = best_in_rows(self.rows, {self._key(): self.mode} if self.mode else None)
+        self._time_left.mark(epoch)
+        text = self._progress(epoch, self.epochs)
+        self._draw_if_it_is_time(text)
+        self._show_line(text)
+
+    def close(self) -> None:
+        """Draw what is not drawn yet: call it behind your loop."""
+        if not self._is_drawn and self.rows:
+            self._draw(self._progress(self.rows[-1]["epoch"], self.epochs))
+
+    # --- in a TemplateModel ---------------------------------------------------------------------------------------
+
+    def on_train_start(self, model: TemplateModel) -> None:
+        if not self._begin(model):
+            return
+        self._draw_if_it_is_time()  # of an epoch that was not evaluated
+        self._time_left.mark(model.epoch - 1)
+
+    def on_log(self, model: TemplateModel, values: dict[str, float]) -> None:
+        if not model.is_main or self._place() != "notebook":
+            return
+        if time.perf_counter() - self._line_shown >= _LINE_EVERY_SECONDS:
+            total, done = model.updates_per_epoch(), -(-model.batches_done // (model.accumulate_steps * model.world.size))
+            if total:
+                self._time_left.mark(model.epoch - 1 + min(done / total, 1))
+            self._show_line(self._progress(model.epoch, model.total_epochs, done, total, values))
+
+    def on_train_end(self, model: TemplateModel, result: dict[str, float]) -> None:
+        if not model.is_main:
+            return
+        rates = rates_by_name(model.optimizer_list)
+        self._note({f"train/{name}": float(value) for name, value in result.items()}
+                   | {"lr" if len(rates) == 1 else f"lr/{name}": rate for name, rate in rates.items()}, model.epoch)
+        self._best = _best_of(model)
+        if self._place() == "notebook":
+            self._draw_if_it_is_time()
+
+    def on_eval_result(self, model: TemplateModel, result: dict[str, Any]) -> None:
+        if not model.is_main or not model.epoch:
+            return
+        self._begin(model)
+        self._note({f"eval/{name}": value for name, value in result.items() if isinstance(value, float)}, model.epoch)
+        self._best = _best_of(model)
+
+    def on_eval_end(self, model: TemplateModel) -> None:
+        if model.is_main and self._has_begun:
+            self._draw_if_it_is_time()
+
+    def on_exit(self, model: TemplateModel) -> None:
+        if not model.is_main or not self._has_begun:
+            return
+        if self._line.is_here:
+            self._time_left.mark(model.epochs_done)
+            self._show_line(self._progress(model.epochs_done, model.total_epochs))
+        self._has_begun = False
+        self.close()
+
+    def _begin(self, model):
+        """The first epoch of this process or cell: what was before comes from the history."""
+        if not model.is_main:
+            return False
+        if not self._has_begun:
+            self._has_begun, self._title = True, Path(model.path_of(".")).resolve().name
+            self.key = self.key or model.key_metric
+            others = (other for other in model.hooks.callbacks if other is not self)
+            if earlier := next((other.rows for other in others if hasattr(other, "rows")), []):
+                self.rows = [row for row in earlier if row["epoch"] <= model.epoch]
+                self._best, self._is_drawn = _best_of(model), False
+            if self._place() == "notebook":
+                self._figure.begin()
+                self._line.begin()
+                if self.rows:
+                    self._draw()
+                else:
+                    self._figure.show({"text/plain": "The curves appear when the first epoch is over."})
+                self._show_line(self._progress(model.epoch, model.total_epochs))
+        self.key = find_name(model.key_metric, self._quantities()) or self.key
+        return True
+
+    # --- what is known --------------------------------------------------------------------------------------------
+
+    def _note(self, values, epoch):
+        """Add to the row of this epoch; what came later is not true any more."""
+        while self.rows and self.rows[-1]["epoch"] > epoch:
+            self.rows.pop()
+        if not self.rows or self.rows[-1]["epoch"] < epoch:
+            self.rows.append({"epoch": epoch})
+        self.rows[-1].update(values)
+        if len(self.rows) > _MOST_ROWS:
+            del self.rows[1:-1:2]
+        self._is_drawn = False
+
+    def _quantities(self):
+        return list(dict.fromkeys(name.partition("/")[2] for row in self.rows for name in row
+                                  if name.startswith(("train/", "eval/"))))
+
+    def _key(self):
+        names = self._quantities()
+        if self.key is not None:
+            return find_name(self.key, names) or self.key
+        scores = [name for name in names if not any(f"train/{name}" in row for row in self.rows)]
+        return next(iter(scores or names), None)
+
+    # --- what is shown --------------------------------------------------------------------------------------------
+
+    def _place(self):
+        if self._where is None:
+            is_terminal = sys.stderr is not None and sys.stderr.isatty()
+            self._where = "notebook" if _in_notebook() else "terminal" if is_terminal else "nowhere"
+        return self._where
+
+    def _draw_if_it_is_time(self, text=""):
+        """When there is something new, and one more drawing takes no more than its share of the time since the last one. The
+        first one under a cell comes at once."""
+        has_time = self._one_drawing <= _SHARE * (time.perf_counter() - self._drawn)
+        if not self._is_drawn and (has_time or self._place() == "notebook" and not self._figure.is_here):
+            self._draw(text)
+
+    def _draw(self, text=""):
+        started, place, key = time.perf_counter(), self._place(), self._key()
+        self._is_drawn = True
+        if place == "notebook":
+            svg = figure(self.rows, self._title, key, self._best)
+            self._figure.show({"image/svg+xml": svg, "text/plain": text_figure(self.rows, key, self._best)})
+        elif place == "terminal":
+            self._print(key, text)
+        self._drawn = time.perf_counter()
+        self._one_drawing = self._drawn - started
+
+    def _print(self, key, text):
+        is_terminal = sys.stderr.isatty()
+        colors = is_terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        width = shutil.get_terminal_size().columns - 1 if is_terminal else 99  # the last column makes some terminals wrap
+        characters = characters_for(sys.stderr.encoding)
+        drawing = text_figure(self.rows, key, self._best, width, characters=characters, colors=colors)
+        try:
+            print(drawing, *([text] if text else []), sep="\n", file=sys.stderr, flush=True)
+        except OSError as error:  # the terminal was closed
+            self._where = "nowhere"
+            print(f"LivePlot draws no more: {error.strerror or error}.")
+
+    def _progress(self, epoch, total, done=0, of=None, values=None):
+        """"epoch 3/30 ████░░░░ 183/274, tol_loss 0.7276, 12:40 left, best acc 0.9304 (epoch 2)"."""
+        fields = [f"epoch {epoch}/{total}" if total else f"epoch {epoch}"]
+        if of:
+            full = min(round(_BAR_WIDTH * done / of), _BAR_WIDTH)
+            fields[0] += f" {'█' * full}{'░' * (_BAR_WIDTH - full)} {done}/{of}"
+        fields += [f"{name} {value:.4g}" for name, value in list((values or {}).items())[:1]]
+        left = self._time_left.seconds(total)
+        if left:
+            fields.append(f"{clock(left)} left")
+        key = self._key()
+        if key in self._best:
+            fields.append(f"best {key} {self._best[key][1]:.4g} (epoch {self._best[key][0]})")
+        return ", ".join(fields)
+
+    def _show_line(self, text):
+        if self._place() == "notebook":
+            self._line.show({"text/plain": text})
+            self._line_shown = time.perf_counter()
+
+
+class _Cell:
+    """A place in the output of a notebook, whose content is replaced. In a cell that is run later it is a new one."""
+
+    def __init__(self):
+        self._handle: Any = None
+        self._of = None
+
+    @property
+    def is_here(self):
+        """Whether something is shown under the cell that runs now."""
+        return self._handle is not None and self._of == _cell_number()
+
+    def begin(self):
+        self._handle = None
+
+    def show(self, data):
+        from IPython.display import DisplayHandle  # type: ignore  # only in a notebook, where it is
+
+        if self.is_here:
+            self._handle.update(data, raw=True)
+        else:
+            self._handle, self._of = DisplayHandle(), _cell_number()
+            self._handle.display(data, raw=True)
+
+
+def _best_of(model):
+    return {name: (epoch, model.best_metric[name]) for name, epoch in model.best_epoch.items()}
+
+
+def _shell():
+    return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+
+
+def _in_notebook():
+    return hasattr(_shell(), "kernel")
+
+
+def _cell_number():
+    """Which run of a cell this is."""
+    return getattr(_shell(), "execution_count", None)
+
+
+def _column(name):
+    """"val_acc" -> "eval/acc", as in ``history.csv``."""
+    found = re.match(r"([a-z]+)[_/](.+)", str(name))
+    if found and found[1] in _PARTS:
+        return f"{_PARTS[found[1]]}/{found[2]}"
+    return str(name) if str(name) == "lr" or str(name).startswith("lr/") else f"train/{name}"
+
+
+def _number(name, value):
+    try:
+        if not isinstance(value, (str, bytes)):
+            return float(value.detach() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise TypeError(f"LivePlot.log() takes a number for each name, and {name!r} is {type(value).__name__} "
+                    f"{str(value)[:80]!r}. Give a float, or a tensor with one element.")
