@@ -16,6 +16,7 @@ _HOMES = {
     "TemplateModel": ".template",
     "TensorLoader": ".data.in_memory",
     "Divided": ".data.agreement",
+    "Chained": ".data.chained",
     "Mean": ".metrics.accumulators",
     "Stored": ".metrics.accumulators",
     "Confusion": ".metrics.accumulators",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which take a module with __g
     from .callbacks.swa import SWA as SWA  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.tensorboard import TensorBoard as TensorBoard  # type: ignore[import-not-found,unused-ignore]
     from .data.agreement import Divided as Divided
+    from .data.chained import Chained as Chained
     from .data.in_memory import TensorLoader as TensorLoader
     from .data.seeding import seed_everything as seed_everything
     from .hooks import Callback as Callback

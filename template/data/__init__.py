@@ -1,6 +1,7 @@
 """Where batches come from.
 
 - ``loaders.py``: how is any loader read in an order that depends on (seed, epoch) alone, starting at any batch?
+- ``chained.py``: how are several loaders read one after the other? ``Chained``.
 - ``in_memory.py``: how is data that fits in memory read by slicing? ``TensorLoader``.
 - ``resized.py``: how are the same samples read in batches of another size?
 - ``position.py``: where in an epoch does a run go on, also when its loader has changed?

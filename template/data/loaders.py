@@ -26,6 +26,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, default_collate, get_worker_info
 
 from .agreement import Divided, facts_of, first_batch, order_of_first, refuse_distributed_sampler, require_same
+from .chained import Chained, ChainedBatches
 from .in_memory import TensorLoader, can_be_sliced, places, places_of, slices, tensors_behind
 from .nested import Fresh, copied, count_samples, is_on, loader_length, pinned, to_device
 from .open_files import tell_of_open_files
@@ -39,7 +40,7 @@ def make_batches(loader, seed, device, slice_tensors=True, share=WHOLE):
 
     Args:
         loader: a ``DataLoader``, a ``TensorLoader``, any iterable of batches, or a dict of these, which gives batches
-            ``{name: batch}`` until the longest is through; the shorter ones start over.
+            ``{name: batch}`` until the longest is through; the shorter ones start over. Or several one by one: ``Chained``.
         seed: integer; with the epoch it determines the order.
         device: ``torch.device`` where the batches go.
         slice_tensors: read a ``DataLoader`` over a ``TensorDataset`` by slicing; the batches are the same.
@@ -48,6 +49,10 @@ def make_batches(loader, seed, device, slice_tensors=True, share=WHOLE):
     if isinstance(loader, dict):
         return JointBatches({name: make_batches(part, seed, device, slice_tensors, share.named(name))
                              for name, part in loader.items()}, share)
+    if isinstance(loader, Chained):
+        parts = {name: make_batches(part, seed, device, slice_tensors, share.named(name))
+                 for name, part in loader.loaders.items()}
+        return ChainedBatches(parts, share, loader.is_named)
     if isinstance(loader, Divided):
         return make_batches(loader.loader, seed, device, slice_tensors) if share.size == 1 else _DividedBatches(
             loader, seed, device, share)
@@ -64,7 +69,13 @@ def make_batches(loader, seed, device, slice_tensors=True, share=WHOLE):
 
 def numbers_of_workers(loader):
     """The ``num_workers`` of a loader, or of each one in a dict of loaders; 0 where there is no such thing."""
-    return [getattr(part, "num_workers", 0) for part in (loader.values() if isinstance(loader, dict) else [loader])]
+    return [getattr(part, "num_workers", 0) for part in _parts(loader)]
+
+
+def _parts(loader):
+    """The loaders in a dict or a ``Chained``, or the only one there is."""
+    several = loader.loaders if isinstance(loader, Chained) else loader
+    return list(several.values()) if isinstance(several, dict) else [loader]
 
 
 def batch_sizes(loader, num_ranks=1):
@@ -76,8 +87,8 @@ def batch_sizes(loader, num_ranks=1):
     """
     if loader is None:
         return set(), True
-    if isinstance(loader, dict):
-        parts = [batch_sizes(part, num_ranks) for part in loader.values()]
+    if isinstance(loader, (dict, Chained)):
+        parts = [batch_sizes(part, num_ranks) for part in _parts(loader)]
         return set().union(*(sizes for sizes, _ in parts)), all(are_all for _, are_all in parts)
     if isinstance(loader, Divided):
         return batch_sizes(loader.loader)[0], False
