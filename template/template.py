@@ -32,8 +32,8 @@ import torch
 from torch import nn
 
 from .callbacks import default_callbacks
-from .metrics.best import note_best, resolve_key
-from .metrics.epoch import RunningLosses, distinct_sources
+from .metrics.best import note_best, note_training, score_of
+from .metrics.epoch import RunningLosses, of_loader, updated
 from .output import run_folder
 from .output.console import values_line
 from .output.event_writer import EarlyWriter
@@ -162,7 +162,9 @@ class TemplateModel:
         self.one_forward: bool = False
         """Hand the outputs that your ``loss_per_batch`` computed to your ``eval_scores_per_batch``, one forward for both."""
         self.eval_metrics: dict[str, Any] = {}
-        """``{name: accumulator}``, which the default ``metric()`` updates with ``(pred, y)``."""
+        """``{name: accumulator}``, which ``metric()`` updates with ``(pred, y)``; or ``{loader: {name: accumulator}}``."""
+        self.train_metrics: bool | dict[str, Any] = False
+        """True: what ``metric()`` gives on training batches too; or ``{name: accumulator}`` for the training alone."""
         self.save_per_steps: int | None = None
         """Also write ``last.pth`` every so many updates."""
         self.save_per_seconds: float | None = None
@@ -261,10 +263,8 @@ class TemplateModel:
         """``{name: value}`` of one batch: plain numbers are averaged over samples, ``Mean``, ``Stored``, ``Confusion`` and
         torchmetrics objects accumulate. The default is accuracy ("acc") where the criterion says what is right: for classes
         and for one logit per sample."""
-        if self.eval_metrics:
-            for source in distinct_sources(self.eval_metrics.values()):
-                source.update(pred, y)
-            return dict(self.eval_metrics)
+        if metrics := of_loader(self.eval_metrics, self.evaluator and self.evaluator.loader_name):
+            return updated(metrics, pred, y)
         is_direct = not any(map(self._overrides, ("loss_per_batch", "train_step", "eval_scores_per_batch")))
         return default_metrics(self.criterion, pred, y, is_direct)
 
@@ -273,7 +273,7 @@ class TemplateModel:
 
         When it calls no ``update``, all optimizers are updated at the end of the accumulation group.
         """
-        with self.stepper.autocast():
+        with self.stepper.autocast(), self.running_losses.metrics.recording(batch):
             losses = loss_dict(self.loss_per_batch(batch))
         self.stepper.backward(losses["tol_loss"])
         return losses
@@ -453,10 +453,9 @@ class TemplateModel:
         for call in self.hooks.on_train_end:
             call(self, result)
         rates, seconds = rates_line(self.optimizer_list), time.perf_counter() - self._epoch_started
-        print(f"epoch {self.epoch:3d} train | {values_line(result)} | lr {rates} | {seconds:.1f} s")
+        best = note_training(self, result)
+        print(f"epoch {self.epoch:3d} train | {values_line(result)}{best} | lr {rates} | {seconds:.1f} s")
         self.lr_schedule.after_epoch(self.epoch)
-        if self.eval_loader is None:  # plateau schedules have nothing else to look at
-            self.lr_schedule.note_result(self.epoch, loss=result.get("tol_loss"))
         return result
 
     # --- evaluation -----------------------------------------------------------------------------------------------
@@ -475,11 +474,11 @@ class TemplateModel:
         lifetime = self.lifetime
         lifetime.begin_evaluation()
         if lifetime.skips_evaluation():
-            return self.eval_result.get(str(self.key_metric), math.nan)
+            return score_of(self, self.eval_result) if self.eval_result else math.nan
         with lifetime.session(), lifetime.undone_when_cut_short():
             with self.evaluator.events():
                 result = self.eval_result = self.evaluator.score(self.hooks.on_eval_batch)
-                score = result[resolve_key(self, result)]
+                score = score_of(self, result)
                 if lifetime.only_looks:
                     print(f"weights eval   | {values_line(result, [self.key_metric])} | not noted, see use_best")
                     return score
@@ -516,6 +515,7 @@ class TemplateModel:
     # --- what else a trainer can be asked for: run/requests.py ------------------------------------------------------
 
     predict = predict
+    note_predictions = requests.note_predictions
     path_of = requests.path_of
     updates_per_epoch = requests.updates_per_epoch
     save_state = requests.save_state

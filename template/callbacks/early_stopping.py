@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ..hooks import Callback
-from ..metrics.best import better_when, find_name
+from ..metrics.best import better_when, find_name, follows_training
 from ..output.console import number
 from ..output.warn import warn
 
@@ -22,7 +22,7 @@ class EarlyStopping(Callback):
     """Sets ``should_stop`` after ``patience`` results in a row without a gain of more than ``min_delta``.
 
     Args:
-        monitor: name of an eval metric or loss, ``"train/<loss>"`` for the training's, None for ``key_metric``.
+        monitor: name of an eval metric or loss, ``"train/<name>"`` for the training's, None for ``key_metric``.
             "val_acc", "val_loss" and "train_loss" are understood.
         mode: "max" or "min"; None: as the model treats that metric.
         patience: results without a gain that are put up with, at least 1.
@@ -53,12 +53,15 @@ class EarlyStopping(Callback):
         return self.monitor is not None and self.monitor.startswith(("train/", "train_"))
 
     def on_train_end(self, model: TemplateModel, result: dict[str, float]) -> None:
-        if self.follows_training:
+        if self._is_of_training(model):
             self._judge(model, {f"train/{name}": value for name, value in result.items()})
 
     def on_eval_result(self, model: TemplateModel, result: dict[str, Any]) -> None:
-        if not self.follows_training:
+        if not self._is_of_training(model):
             self._judge(model, result)
+
+    def _is_of_training(self, model):
+        return self.follows_training or self.monitor is None and follows_training(model)
 
     def look_for_monitor(self, names: list[str], of_training: bool) -> None:
         """Warn where the first batch of the training, or of the evaluation, does not give what is monitored."""
@@ -72,7 +75,7 @@ class EarlyStopping(Callback):
         if name is None:
             raise ValueError(f"EarlyStopping monitors {asked!r}, which is not among {list(result)}. Set monitor to one of "
                              "these.")
-        mode = self.mode or ("min" if self.follows_training else better_when(model, name))
+        mode = self.mode or better_when(model, name)
         value = result[name]
         if self.best is None or self._gain(value, mode) > self.min_delta:
             self.best, self.waited = value, 0

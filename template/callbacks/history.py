@@ -69,7 +69,7 @@ class History(Callback):
 
     def on_train_end(self, model: TemplateModel, result: dict[str, float]) -> None:
         self._row = {_KEY: model.epoch, "global_step": model.global_step}
-        self._row |= {f"train/{name}": float(value) for name, value in result.items()}
+        self._row |= {f"train/{name}": value for name, value in result.items() if isinstance(value, float)}
         rates = rates_by_name(model.optimizer_list)
         self._row |= {"lr" if len(rates) == 1 else f"lr/{name}": rate for name, rate in rates.items()}
         self._row["seconds"] = round(time.perf_counter() - self._started, 3)

@@ -84,7 +84,8 @@ class TensorBoard(Callback):
         if model.writer is None:
             return
         self._write_speed(model)
-        _add_scalars(self._part(model, "train"), {f"epoch/{name}": value for name, value in result.items()}, model.epoch)
+        numbers = {f"epoch/{name}": value for name, value in result.items() if isinstance(value, float)}
+        _add_scalars(self._part(model, "train"), numbers, model.epoch)
         if model.write_params:
             for name, parameter in _named_parameters(model):
                 _add_histogram(model.writer, f"weights/{name}", parameter, model.global_step)

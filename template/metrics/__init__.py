@@ -2,9 +2,11 @@
 
 - ``accumulators.py``: what can ``metric()`` return? ``Mean``, ``Stored``, ``Confusion``.
 - ``epoch.py``: how do the values of batches become the values of an epoch, over all processes?
+- ``train_totals.py``: and those of the training, whose epochs may be interrupted?
 - ``best.py``: which value is the best one, and is more or less of it better?
 - ``modes.py``: how are models looked at without changing them?
 - ``one_forward.py``: how does one forward serve both the losses and the metrics of an evaluation batch?
+- ``loss_forward.py``: and of a training batch?
 """
 
 from .accumulators import Confusion as Confusion  # ``from utils.metrics import Confusion`` was the old way

@@ -313,6 +313,8 @@ def _meaning(name):
 
 def _joined(tensors):
     """One CPU tensor; half precision as float32, which numpy knows."""
+    if len({tensor.device for tensor in tensors}) > 1:  # restored ones are on the CPU
+        tensors = [tensor.cpu() for tensor in tensors]
     joined = torch.cat(tensors).cpu()
     return joined.float() if joined.dtype in (torch.bfloat16, torch.float16) else joined
 
@@ -378,7 +380,7 @@ class Confusion(Metric):
     def __add__(self, other: Confusion) -> Confusion:
         total = self.fresh()
         parts = [part.cells for part in (self, other) if part.cells is not None]
-        total.cells = sum(parts[1:], parts[0]) if parts else None
+        total.cells = sum(parts[1:], parts[0].to(parts[-1].device)) if parts else None  # a restored one is on the CPU
         return total
 
     def merge(self, other: Confusion) -> None:

@@ -4,6 +4,7 @@
     better_when(trainer, "mae")          # the same, with what the user said in key_metric_mode
     resolve_key(trainer, result)         # the name in an evaluation's result that decides
     note_best(trainer, result)           # "best" when key_metric is at its best now, "equals the best", or ""
+    note_training(trainer, result)       # the same at the end of an epoch's training, for key_metric = "train/tol_loss"
 """
 
 from __future__ import annotations
@@ -56,14 +57,19 @@ def better_when(trainer: TemplateModel, name: str | None) -> str:
     if isinstance(mode, dict):
         mode = mode.get(str(name))
     elif name != trainer.key_metric and mode is not None:
-        mode = None if direction_of(str(name)) or name in trainer.eval_loss_names else mode
-    return mode or direction_of(str(name)) or ("min" if name in trainer.eval_loss_names else "max")
+        mode = None if direction_of(str(name)) or _is_loss(trainer, name) else mode
+    return mode or direction_of(str(name)) or ("min" if _is_loss(trainer, name) else "max")
+
+
+def _is_loss(trainer, name):
+    return name in trainer.eval_loss_names or (
+        is_of_training(name) and str(name).removeprefix("train/") in trainer.running_losses.names)
 
 
 def ask_for_direction(trainer: TemplateModel, name: str) -> None:
     """Say how a name is taken that decides something and tells nothing by itself, once for each name."""
     told = trainer.key_metric_mode.get(name) if isinstance(trainer.key_metric_mode, dict) else trainer.key_metric_mode
-    if told or direction_of(name) or name in trainer.eval_loss_names or name in trainer.evaluator.asked_about:
+    if told or direction_of(name) or _is_loss(trainer, name) or name in trainer.evaluator.asked_about:
         return
     trainer.evaluator.asked_about.add(name)
     warn(
@@ -112,6 +118,11 @@ def resolve_key(trainer: TemplateModel, result) -> str:
             f"key_metric {key!r} was not returned by metric() or loss_per_batch(); the evaluation gave {numbers}. Set "
             "self.key_metric to one of these."
         )
+    return _settle(trainer, found, why)
+
+
+def _settle(trainer, found, why=""):
+    """``found`` decides what is best: noted, and told once."""
     best = better_when(trainer, found)
     built = trainer.lr_schedule.schedulers[0].mode if trainer.lr_scheduler_type == "metric" else None
     if built not in (None, best):
@@ -127,6 +138,51 @@ def resolve_key(trainer: TemplateModel, result) -> str:
     return found
 
 
+def follows_training(trainer: TemplateModel) -> bool:
+    """Whether ``key_metric`` is a loss or metric of the training: "train/tol_loss", and no loader of that name."""
+    loaders = trainer.eval_loader if isinstance(trainer.eval_loader, dict) else {}
+    return is_of_training(trainer.key_metric) and "train" not in loaders
+
+
+def is_of_training(name: str | None) -> bool:
+    """Whether it is the name of a loss or metric of the training."""
+    return name is not None and name.startswith(("train/", "train_"))
+
+
+def score_of(trainer: TemplateModel, result) -> float:
+    """The value of ``key_metric``, where an evaluation gave ``result``; NaN where it is the training's, and nothing was
+    trained yet."""
+    if follows_training(trainer) and find_name(trainer.key_metric, result) is None:
+        return trainer.running_losses.result.get(str(trainer.key_metric).removeprefix("train/"), math.nan)
+    return result[resolve_key(trainer, result)]
+
+
+def note_training(trainer: TemplateModel, result) -> str:
+    """An epoch was trained. Where ``key_metric`` is of the training, its best value and weights are kept. Plateau schedules
+    are told, which look at it, or at the loss where there is nothing to evaluate.
+
+    Returns:
+        For the line of the epoch: " | best train/acc", or "".
+
+    Raises:
+        ValueError: ``key_metric`` names nothing that the training gave.
+    """
+    own, value, improved = {f"train/{name}": number for name, number in result.items()}, None, ""
+    numbers = [name for name, number in own.items() if isinstance(number, float)]
+    key = find_name(trainer.key_metric, numbers) if follows_training(trainer) else None
+    if key is not None:
+        value = own[_settle(trainer, key)]
+        improved = note_best(trainer, {key: value})
+        if improved:
+            trainer.checkpoints.save_best()
+    elif follows_training(trainer) and str(trainer.key_metric).startswith("train/"):
+        raise ValueError(f"key_metric {trainer.key_metric!r} is no loss or metric of the training, which gave {numbers}. "
+                         "Set self.key_metric to one of these, or train_metrics = True for what metric() gives.")
+    if trainer.eval_loader is None or key is not None:
+        trainer.lr_schedule.note_result(trainer.epoch, value, None if trainer.eval_loader else result.get("tol_loss"))
+    return f" | {improved} {key}" if improved else ""
+
+
 def note_best(trainer: TemplateModel, result) -> str:
     """Keep the best value of everything in ``best_metric`` with its epoch. An equal value counts: the weights that were
     trained for longer are kept.
@@ -139,8 +195,9 @@ def note_best(trainer: TemplateModel, result) -> str:
         if not isinstance(value, float):
             continue
         if not math.isfinite(value):
-            print(f"The evaluation of epoch {trainer.epoch} gave {name} = {value}, which never counts as best. Look at the "
-                  "eval data and at the weights.")
+            what = "training" if follows_training(trainer) and name == trainer.key_metric else "evaluation"
+            print(f"The {what} of epoch {trainer.epoch} gave {name} = {value}, which never counts as best. Look at the "
+                  f"{'' if what == 'training' else 'eval '}data and at the weights.")
             continue
         best = trainer.best_metric.get(name, value)
         if value <= best if better_when(trainer, name) == "min" else value >= best:

@@ -16,6 +16,51 @@ from ..parallel.ranks import ALONE, OtherRankFailed
 from .accumulators import Confusion, Mean, Metric, Score, Stored, one_number, to_floats, to_number
 
 
+class NoTrainMetrics:
+    """Where nobody asked for metrics of the training."""
+
+    def see(self, pred, y):
+        """The template's own loss is computed of these."""
+
+    note = see
+
+    def recording(self, batch):
+        return _NOTHING
+
+    def take(self, losses, num_samples):
+        """A batch was trained on."""
+
+    def fetch(self):
+        """A log point: what waits on the device comes to the host."""
+
+    forget = reset = fetch
+
+    def names(self):
+        return []
+
+    def compute(self, world=ALONE):
+        return {}
+
+    def state_dict(self, world=ALONE):
+        return {}
+
+    def load_state_dict(self, state, world=ALONE):
+        """There is nothing that could take it."""
+
+
+class _Nothing:
+    """Cheaper than ``nullcontext()``, which is made anew for each batch."""
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *error):
+        pass
+
+
+_NOTHING = _Nothing()
+
+
 class RunningLosses:
     """Training losses: means over the window since the last log point, and over the epoch.
 
@@ -25,6 +70,9 @@ class RunningLosses:
     def __init__(self):
         self.world = ALONE
         self.adds_up = False  # losses are sums over a batch's samples, not means
+        self.metrics = NoTrainMetrics()  # of the training, see run/train_metrics.py
+        self.names = set()  # of all losses that there were
+        self.result = {}    # of the epoch that was trained last
         self.reset()
 
     def update(self, losses, num_samples):
@@ -35,10 +83,12 @@ class RunningLosses:
             is_plain = type(loss) is torch.Tensor and loss.dim() == 0
             kept[name] = loss.detach() if is_plain and loss.requires_grad else one_number(loss, name)
         self.pending.append((kept, num_samples))
+        self.metrics.take(kept, num_samples)
 
     def fetch(self):
         """The window so far: ``[({name: float}, num_samples), …]``, an entry per batch of any rank, in the order of data."""
         pending, self.pending = self.pending, []
+        self.metrics.fetch()
         new = self._on_host(pending)
         if self.world.size > 1:
             new = [entry for batches in zip(*self.world.gather(new)) for entry in batches]
@@ -72,15 +122,19 @@ class RunningLosses:
             newest = entries[max(len(entries) - count, 0):]
             del entries[len(entries) - len(newest):]
             count -= len(newest)
+        self.metrics.forget()
 
     def compute(self):
-        """Means over the samples of the epoch, as of the last ``window``."""
-        return _means(self.totals)
+        """Means over the samples of the epoch, as of the last ``window``, and the metrics of the training."""
+        self.names |= self.totals.keys()
+        self.result = _means(self.totals) | self.metrics.compute(self.world)
+        return dict(self.result)
 
     def reset(self):
         self.pending = []
         self.recent = []
         self.totals = {}
+        self.metrics.reset()
 
     def state_dict(self, world=None):
         """Args:
@@ -88,13 +142,15 @@ class RunningLosses:
         """
         is_of_all = world is None or world.size == self.world.size
         recent = self.fetch() if is_of_all else [*self.recent, *self._on_host(self.pending)]
+        metrics = self.metrics.state_dict(self.world if world is None else world)
         return {"recent": [[dict(losses), num_samples] for losses, num_samples in recent],
-                "totals": {name: list(pair) for name, pair in self.totals.items()}}
+                "totals": {name: list(pair) for name, pair in self.totals.items()}} | metrics
 
     def load_state_dict(self, state):
         self.reset()
         self.recent = [(dict(losses), num_samples) for losses, num_samples in state["recent"]]
         self.totals = {name: tuple(pair) for name, pair in state["totals"].items()}
+        self.metrics.load_state_dict(state, self.world)
 
 
 def per_sample(losses, num_samples):
@@ -235,6 +291,28 @@ def _like(metric, state):
     other = metric.fresh()
     other.load_state_dict(state)
     return other
+
+
+def of_loader(metrics, name):
+    """Those of one of several loaders, where ``eval_metrics`` has a dict for each; else all."""
+    return metrics.get(name, {}) if has_one_for_each_loader(metrics) else metrics
+
+
+def has_one_for_each_loader(metrics):
+    """Whether ``eval_metrics`` is ``{loader: {name: accumulator}}``."""
+    return any(isinstance(part, dict) for part in metrics.values())
+
+
+def all_of(metrics):
+    """The accumulators of ``{name: accumulator}`` and of ``{loader: {name: accumulator}}``."""
+    return [one for part in metrics.values() for one in (part.values() if isinstance(part, dict) else [part])]
+
+
+def updated(metrics, pred, y):
+    """``{name: accumulator}``, each of which has now seen a batch once."""
+    for source in distinct_sources(metrics.values()):
+        source.update(pred, y)
+    return dict(metrics)
 
 
 def distinct_sources(metrics):

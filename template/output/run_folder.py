@@ -27,8 +27,8 @@ from .run_lock import RunInUse
 ROOT = "./check_point"
 TENSORBOARD_ROOT = "./runs"
 _PLAIN = (int, float, str, bool, dict, type(None))
-_NOT_SETTINGS = {"train_loader", "eval_loader", "test_loader", "eval_metrics", "run_options", "best_metric", "best_epoch",
-                 "eval_result", "started_in", "asked_dir"}
+_NOT_SETTINGS = {"train_loader", "eval_loader", "test_loader", "eval_metrics", "train_metrics", "run_options", "best_metric",
+                 "best_epoch", "eval_result", "started_in", "asked_dir"}
 _TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")
 
 

@@ -8,6 +8,7 @@
 - ``prepare.py``: how does a model get onto the device, and compiled?
 - ``evaluation.py``: how is an evaluation scored?
 - ``eval_predictions.py``: what do callbacks hear of the predictions in an evaluation?
+- ``train_metrics.py``: how do the predictions of the training get their metrics?
 - ``assignments.py``: what happens to a setting that is changed during the run?
 - ``explain.py``: what is added to an error on the first batch?
 - ``class_attributes.py``: what of a subclass's class body counts?

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..metrics.epoch import all_of
 from ..update.guard import make_guard
 from ..update.stepper import check_amp, make_clip
 from . import checks
 from .class_attributes import assign_to_property
 from .defaults import follow_reduction
 from .setup import batches_to_train
+from .train_metrics import check_train_metrics, set_train_metrics
 from .weights_for_use import attach_sources
 
 if TYPE_CHECKING:
@@ -109,9 +111,15 @@ def _criterion(trainer, criterion):
 
 
 def _eval_metrics(trainer, metrics):
-    for metric in metrics.values():
+    checks.check_eval_metrics(metrics, trainer)
+    for metric in all_of(metrics):
         if isinstance(metric, torch.nn.Module):
             metric.to(torch.device(trainer.device))
+
+
+def _train_metrics(trainer, asked):
+    check_train_metrics(trainer, asked)
+    trainer.lifetime.at_next_epoch("train_metrics", lambda: set_train_metrics(trainer, asked))
 
 
 def _callbacks(trainer, callbacks):
@@ -134,7 +142,7 @@ def _should_stop(trainer, value):
 _EFFECTS = {"train_loader": _train_loader, "eval_loader": _eval_loader, "test_loader": _test_loader,
             "accumulate_steps": _accumulate_steps, "amp": _amp, "clip_grad": _clip_grad,
             "skip_non_finite": _skip_non_finite, "criterion": _criterion, "eval_metrics": _eval_metrics,
-            "callbacks": _callbacks, "total_epochs": _total_epochs, "should_stop": _should_stop}
+            "train_metrics": _train_metrics, "callbacks": _callbacks, "total_epochs": _total_epochs, "should_stop": _should_stop}
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

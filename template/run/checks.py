@@ -13,6 +13,8 @@ from torch import nn
 
 from ..data.nested import loader_length
 from ..hooks import EVENTS
+from ..metrics.best import follows_training
+from ..metrics.epoch import has_one_for_each_loader
 from ..output.warn import warn
 from ..parallel.gradients import MODES
 from ..update import lr_scheduler
@@ -42,6 +44,7 @@ def check_attributes(model, overrides):
     for name in ("eval_loader", "test_loader"):
         if getattr(model, name) is not None:
             check_loader(getattr(model, name), name)
+    check_eval_metrics(model.eval_metrics, model)
     _check_same_data(model)
     _check_parameters(model)
     _check_hidden_methods(model)
@@ -177,6 +180,17 @@ def check_loader(loader, name):
             raise ValueError("The loaders in a dict need a len(), so that the longest one can end the epoch.")
 
 
+def check_eval_metrics(metrics, model):
+    """Where each loader has metrics of its own, there are loaders of these names."""
+    if not has_one_for_each_loader(metrics):
+        return
+    loaders = [name for loader in (model.eval_loader, model.test_loader) if isinstance(loader, dict) for name in loader]
+    if not all(isinstance(part, dict) for part in metrics.values()) or set(metrics) - set(loaders):
+        given = {name: type(part).__name__ for name, part in metrics.items()}
+        raise ValueError("eval_metrics must be {name: accumulator}, or a dict of these for each loader by its name; got "
+                         f"{given} for the loaders {loaders}. A loader that is left out has the default accuracy.")
+
+
 def _check_same_data(model):
     train, evaluation = (getattr(loader, "dataset", loader) for loader in (model.train_loader, model.eval_loader))
     if train is evaluation:
@@ -295,15 +309,17 @@ def _check_own_loss(model, overrides):
 def _check_evaluations(model):
     """What follows evaluations, where there is nothing to evaluate."""
     names = [type(one).__name__ for one in model.callbacks or () if getattr(one, "follows_training", True) is False]
-    if model.eval_loader is None and names:
+    if model.eval_loader is None and names and not follows_training(model):
         warn(f"{', '.join(names)} looks at evaluations, and there is no eval_loader, so it never acts. Set "
              'self.eval_loader, or monitor="train/tol_loss".')
 
 
 def note_on_evaluations(model, overrides):
     """What the run says where it has nothing to evaluate; a loop that calls ``eval()`` cannot be seen before it does."""
-    names = [f"{name}()" for name in ("metric", "eval_scores_per_batch") if overrides(name)]
-    names += [name for name in ("eval_metrics", "key_metric") if getattr(model, name)]
+    is_used = model.train_metrics is True  # in the training
+    names = [f"{name}()" for name in ("metric", "eval_scores_per_batch") if overrides(name) and not is_used]
+    names += ["eval_metrics"] * bool(model.eval_metrics and not is_used)
+    names += ["key_metric"] * bool(model.key_metric and not follows_training(model))
     unused = f", {' and '.join(names)} {'is' if len(names) == 1 else 'are'} not used" if names else ""
     return f"no eval_loader (or test_loader): nothing is evaluated{unused}, and eval() would raise an error"
 

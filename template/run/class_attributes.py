@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _OTHER_NAMES = {"warm_up_type": "warm_up_mode"}
 _MAY_BE_METHODS = ("criterion",)
 _SET_BY_THE_RUN = ("ckpt_dir", "run_name", "seed")
-_OBJECTS = ("model_list", "optimizer_list", "criterion", "lr_scheduler_list", "warm_up_scheduler_list", "eval_metrics")
+_OBJECTS = ("model_list", "optimizer_list", "criterion", "lr_scheduler_list", "warm_up_scheduler_list", "eval_metrics",
+            "train_metrics")
 
 
 def take(trainer: TemplateModel) -> frozenset[str]:

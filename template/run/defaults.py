@@ -155,6 +155,7 @@ def criterion_loss(trainer, pred, y):
     given = criterion_inputs(trainer.criterion, pred, y)
     if trainer.lifetime.look_at_criterion is not None:
         trainer.lifetime.look_at_criterion(trainer.criterion, given)
+    trainer.running_losses.metrics.see(pred, y)
     return trainer.criterion(*given)
 
 

@@ -52,6 +52,7 @@ class Evaluator:
         self.writes_losses = overrides("loss_per_batch")
         self.writes_scores = overrides("eval_scores_per_batch")
         self.writes_step = overrides("train_step")
+        self.loader_name = ""                # of the loader that is read, where eval_loader is a dict of them
         self.batches: dict[str, Any] = {}    # by prefix of their results
         self.test_batches: dict[str, Any] = {}
         self.is_computing = False            # numbers from what was collected; True after an error in it
@@ -184,7 +185,7 @@ class Evaluator:
     def _score_batches(self, prefix, batches, forwards, on_eval_batch, world):
         """Losses and metrics of one loader: no wait for the device before the end."""
         trainer, score, heard = self.trainer, self._way_to_score(forwards), self.heard
-        losses, metrics, count = EpochMetrics(), EpochMetrics(), 0
+        losses, metrics, count, self.loader_name = EpochMetrics(), EpochMetrics(), 0, prefix.rstrip("/")
         try:
             for batch in batches:
                 batch, is_spare = batch if type(batch) is Uneven else (batch, False)
@@ -208,7 +209,7 @@ class Evaluator:
             return computed
         finally:
             metrics.reset()
-            self.heard = NOBODY
+            self.heard, self.loader_name = NOBODY, ""
 
     def _way_to_score(self, forwards):
         """A function of (batch, its number of samples, losses, metrics), chosen once for all batches."""

@@ -13,7 +13,7 @@ from ..data.loaders import numbers_of_workers
 from ..data.nested import sketch
 from ..data.seeding import capture_rng, restore_rng
 from ..hooks import Callback
-from ..metrics.best import find_name, resolve_key
+from ..metrics.best import find_name, follows_training, resolve_key
 from ..output.warn import warn
 from ..update.guard import fetch_losses
 from .checks import parameter_names, some, what_is_missing
@@ -109,7 +109,9 @@ class Preflight(Callback):
     def _look_at_names(self, model, result):
         """Some batches may lack a metric, so a name that is missing here is a warning."""
         names = [name for name, value in result.items() if isinstance(value, float)]
-        key = model.key_metric
+        key = None if follows_training(model) else model.key_metric
+        if names and follows_training(model):
+            return
         if names and (key is None or find_name(key, names)):
             resolve_key(model, result)
         elif model.is_main:
@@ -127,7 +129,8 @@ class Preflight(Callback):
         refuse_unsavable(model, model.hooks.callbacks, with_loader=True)
         fetch_losses(model)
         self._check_gradients(model)
-        self._check_names(model, [f"train/{name}" for losses, _ in model.running_losses.recent[:1] for name in losses])
+        losses = [name for losses, _ in model.running_losses.recent[:1] for name in losses]
+        self._check_names(model, [f"train/{name}" for name in (*losses, *model.running_losses.metrics.names())])
 
     def _check_gradients(self, model):
         names = parameter_names(model)
@@ -145,6 +148,10 @@ class Preflight(Callback):
         for callback in model.hooks.callbacks:
             if hasattr(callback, "look_for_monitor"):
                 callback.look_for_monitor(names, of_training=True)
+        if follows_training(model) and find_name(model.key_metric, names) is None:
+            warn(f"key_metric is {model.key_metric!r}, and the first batch of the training gave {names}. If no batch gives "
+                 "it, an error ends the training behind the epoch. Set key_metric to one of these, or train_metrics = True "
+                 "for what metric() gives.")
         if model.lr_scheduler_type == "loss" and model.eval_loader is None and "train/tol_loss" not in names:
             names = [name.removeprefix("train/") for name in names]
             warn("lr_scheduler_type='loss' follows 'tol_loss' of train_step where there is no eval_loader, and train_step "

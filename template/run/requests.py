@@ -214,6 +214,13 @@ def updates_per_epoch(trainer: TemplateModel) -> int | None:
     return None if batches is None else math.ceil(batches / trainer.accumulate_steps)
 
 
+def note_predictions(trainer: TemplateModel, pred: Any, y: Any) -> None:
+    """Say what ``metric(pred, y)`` is given of the present training batch, where ``train_metrics`` cannot know it by itself:
+    in a ``train_step`` of your own, or a ``loss_per_batch`` that calls a model twice. Without ``train_metrics``, and in an
+    evaluation, it does nothing."""
+    trainer.running_losses.metrics.note(pred, y)
+
+
 def update_lr_scheduler(trainer: TemplateModel, key_metric: float | None = None,
                         avg_batch_loss: float | None = None, step: Any = None) -> None:
     """Step warm-up or schedule for the present epoch; ``train_loop`` and ``eval`` already do, and one epoch counts

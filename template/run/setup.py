@@ -22,6 +22,7 @@ from ..data.seeding import seed_everything, seed_of_run
 from ..data.shares import Share
 from ..hooks import Hooks
 from ..metrics.best import better_when
+from ..metrics.epoch import all_of
 from ..output import run_folder, run_lock
 from ..output.logger import Logger
 from ..output.warn import warnings_noted
@@ -39,6 +40,7 @@ from .early_checks import check_length
 from .evaluation import Evaluator
 from .preflight import preflight
 from .prepare import TellCompiling, prepare
+from .train_metrics import set_train_metrics
 from .weights_for_use import attach_sources
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ def _build(trainer, callbacks, overrides, log_name, clean_log, arg, use_tb):
     trainer.evaluator.set_loader(trainer.eval_loader)
     trainer.evaluator.set_test_loader(trainer.test_loader)
     trainer.evaluator.agree()
+    set_train_metrics(trainer, trainer.train_metrics)
 
     check_length(trainer, trainer.updates_per_epoch())
     trainer.lr_schedule = build_schedule(trainer, trainer.updates_per_epoch(), better_when(trainer, trainer.key_metric))
@@ -128,7 +131,7 @@ def _prepare_models(trainer, device):
         torch.set_float32_matmul_precision(trainer.matmul_precision)
     sync_batchnorm = trainer.sync_batchnorm and trainer.world.size > 1
     prepare(trainer.model_list, device, trainer.channels_last, sync_batchnorm, trainer.compile)
-    for part in (trainer.criterion, *trainer.eval_metrics.values()):
+    for part in (trainer.criterion, *all_of(trainer.eval_metrics)):
         if isinstance(part, torch.nn.Module):  # torchmetrics' objects are modules too
             part.to(device)
     trainer.input_dtype = parameter_dtype(trainer.model_list)

@@ -52,7 +52,7 @@ def build_schedule(model: TemplateModel, updates_per_epoch: int | None, key_mode
         ]
     schedule = Schedule(model.lr_scheduler_list, model.warm_up_scheduler_list, None if is_given else interval,
                         warm_up_interval, watched)
-    if model.eval_loader is None:
+    if model.eval_loader is None and not str(model.key_metric).startswith(("train/", "train_")):
         schedule.warn_without_evaluations()
     if model.total_epochs is not None:
         schedule.replan(model)
