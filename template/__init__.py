@@ -20,6 +20,13 @@ _HOMES = {
     "Mean": ".metrics.accumulators",
     "Stored": ".metrics.accumulators",
     "Confusion": ".metrics.accumulators",
+    "Metric": ".metrics.accumulators",
+    "MultiLabel": ".metrics.multi_label",
+    "TopK": ".metrics.top_k",
+    "BinaryScores": ".metrics.binary_scores",
+    "Regression": ".metrics.regression",
+    "Perplexity": ".metrics.perplexity",
+    "by_group": ".metrics.by_group",
     "Callback": ".hooks",
     "Logger": ".output.logger",
     "WarmUpLR": ".update.lr_scheduler",
@@ -55,7 +62,14 @@ if TYPE_CHECKING:  # for editors and type checkers, which take a module with __g
     from .hooks import Callback as Callback
     from .metrics.accumulators import Confusion as Confusion
     from .metrics.accumulators import Mean as Mean
+    from .metrics.accumulators import Metric as Metric
     from .metrics.accumulators import Stored as Stored
+    from .metrics.binary_scores import BinaryScores as BinaryScores
+    from .metrics.by_group import by_group as by_group
+    from .metrics.multi_label import MultiLabel as MultiLabel
+    from .metrics.perplexity import Perplexity as Perplexity
+    from .metrics.regression import Regression as Regression
+    from .metrics.top_k import TopK as TopK
     from .output.logger import Logger as Logger
     from .run.options import option as option
     from .run.options import parse_options as parse_options

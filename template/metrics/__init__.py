@@ -1,6 +1,13 @@
 """What is measured.
 
-- ``accumulators.py``: what can ``metric()`` return? ``Mean``, ``Stored``, ``Confusion``.
+- ``accumulators.py``: what can ``metric()`` return? ``Mean``, ``Stored``, ``Confusion``, and your own ``Metric``.
+- ``confusion_scores.py``: how do F1, IoU, kappa and others follow from counts?
+- ``multi_label.py``: and where a sample has several labels? ``MultiLabel``.
+- ``top_k.py``: is the right class among the first k? ``TopK``.
+- ``binary_scores.py``: how well do scores part two classes? ``BinaryScores``: AUROC, average precision, KS.
+- ``regression.py``: how far are numbers off? ``Regression``: MAE, RMSE, R², Pearson.
+- ``perplexity.py``: how well is the next token known? ``Perplexity``.
+- ``by_group.py``: and for each slice of the data? ``by_group``.
 - ``epoch.py``: how do the values of batches become the values of an epoch, over all processes?
 - ``train_totals.py``: and those of the training, whose epochs may be interrupted?
 - ``best.py``: which value is the best one, and is more or less of it better?

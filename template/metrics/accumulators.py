@@ -21,32 +21,73 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from . import confusion_scores
+
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
 
-AVERAGES = ("micro", "macro", "weighted", "binary")
-
-
 class Metric:
-    """What the epoch needs of an accumulator: ``update``, ``merge``, ``compute``, ``reset``, and plain state."""
+    """What the epoch needs of an accumulator: ``update``, ``merge``, ``compute``, ``reset``, and plain state.
+
+    One of your own that adds numbers or tensors up names them in ``sums``, and writes ``update`` and ``compute``::
+
+        class Bias(Metric):
+            sums = ("total", "count")
+
+            def update(self, pred, y):
+                self.total = self.total + (pred - y).sum()      # not in place; it begins as 0
+                self.count = self.count + y.numel()
+                return self
+
+            def compute(self):
+                return self.total / self.count
+    """
+
+    sums: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.reset()
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
     def merge(self, other: Any) -> None:
         """Take in what ``other``, of the same kind, has seen: a later batch, or all that the next rank saw."""
-        raise NotImplementedError
+        self._require_sums("merge")
+        for name in self.sums:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(mine, torch.Tensor) and isinstance(theirs, torch.Tensor):
+                mine = mine.to(theirs.device)  # a restored one is on the CPU
+            setattr(self, name, mine + theirs)
 
     def compute(self) -> Any:
         raise NotImplementedError
 
     def reset(self) -> None:
-        raise NotImplementedError
+        self._require_sums("reset")
+        for name in self.sums:
+            setattr(self, name, 0)
+
+    def __add__(self, other: Any) -> Self:
+        """What both have seen, as a new object."""
+        total = self.fresh()
+        total.merge(self)
+        total.merge(other)
+        return total
+
+    def __radd__(self, other: Any) -> Self:
+        """For ``sum(metrics)``, which begins with 0."""
+        return self + self.fresh() if type(other) is int and other == 0 else NotImplemented
+
+    def _require_sums(self, method):
+        if not self.sums:
+            raise NotImplementedError(f"{type(self).__name__} must name in `sums` the attributes that add up, or define "
+                                      f"{method}(), merge(), reset(), state_dict() and load_state_dict() itself.")
 
     def fresh(self) -> Self:
         """An empty one of the same kind."""
@@ -56,10 +97,14 @@ class Metric:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data that ``load_state_dict`` of a metric built alike takes."""
-        raise NotImplementedError
+        self._require_sums("state_dict")
+        values = {name: getattr(self, name) for name in self.sums}
+        return {name: value.detach().cpu() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        raise NotImplementedError
+        self._require_sums("load_state_dict")
+        for name in self.sums:
+            setattr(self, name, state[name])
 
 
 class Mean(Metric):
@@ -324,12 +369,18 @@ class Confusion(Metric):
 
     Args:
         num_classes: C; labels and predictions are integers in ``[0, C)``.
+        ignore_index: a label that does not count.
+        names: of the classes, for scores per class; None: their numbers.
     """
 
     cells: torch.Tensor | None  # counts [C * C + 1], None before the first
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, ignore_index: int | None = None, names: Sequence[str] | None = None) -> None:
         self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.names_of_classes = [str(name) for name in (range(num_classes) if names is None else names)]
+        if len(self.names_of_classes) != num_classes:
+            raise ValueError(f"names must have one entry for each of {num_classes} classes, got {list(names or ())}.")
         self.reset()
 
     def update(self, pred: torch.Tensor, y: torch.Tensor) -> Self:
@@ -358,7 +409,8 @@ class Confusion(Metric):
         if self.cells is None:
             self.cells = torch.zeros(classes * classes + 1, dtype=torch.int64, device=index.device)
         cells = self.cells.to(index.device)  # a restored state is on the CPU
-        self.cells = cells.index_add(0, index, torch.ones_like(index))  # bincount would wait for the device
+        counts = torch.ones_like(index) if self.ignore_index is None else (y != self.ignore_index).long()
+        self.cells = cells.index_add(0, index, counts)  # bincount would wait for the device
         return self
 
     @property
@@ -374,10 +426,14 @@ class Confusion(Metric):
             )
         return torch.tensor(cells).reshape(self.num_classes, self.num_classes)
 
-    def fresh(self) -> Confusion:
-        return Confusion(self.num_classes)
+    def evidence(self) -> torch.Tensor:
+        """What scores are computed from."""
+        return self.counts_CC.double()
 
-    def __add__(self, other: Confusion) -> Confusion:
+    def fresh(self) -> Self:
+        return type(self)(self.num_classes, self.ignore_index, self.names_of_classes)
+
+    def __add__(self, other: Confusion) -> Self:
         total = self.fresh()
         parts = [part.cells for part in (self, other) if part.cells is not None]
         total.cells = sum(parts[1:], parts[0].to(parts[-1].device)) if parts else None  # a restored one is on the CPU
@@ -401,36 +457,65 @@ class Confusion(Metric):
     # --- scores: each is computed from the counts at the epoch's end --------------------------------------------
 
     def accuracy(self) -> Score:
-        return Score(self, _accuracy)
+        return Score(self, confusion_scores.accuracy)
 
-    def precision(self, average: str = "macro") -> Score:
+    def precision(self, average: str | None = "macro") -> Score:
         return self.fbeta(0.0, average)
 
-    def recall(self, average: str = "macro") -> Score:
+    def recall(self, average: str | None = "macro") -> Score:
         return self.fbeta(float("inf"), average)
 
-    def f1(self, average: str = "macro") -> Score:
+    def f1(self, average: str | None = "macro") -> Score:
         return self.fbeta(1.0, average)
 
-    def fbeta(self, beta: float, average: str = "macro") -> Score:
+    def fbeta(self, beta: float, average: str | None = "macro") -> Score:
         """F-beta; beta 0 is precision, infinity is recall. A class that neither occurs nor is predicted scores 0, and
         "macro" leaves it out of its mean, as scikit-learn does.
 
         Args:
-            average: "micro" (all decisions pooled), "macro" (mean over classes), "weighted" (by true counts) or
-                "binary" (class 1 of two).
+            average: "micro" (all decisions pooled), "macro" (mean over classes), "weighted" (by true counts), "binary"
+                (class 1 of two), or None: each class under its name, "f1/0", "f1/1", ….
         """
-        if average not in AVERAGES:
-            raise ValueError(f"average must be one of {list(AVERAGES)}, got {average!r}.")
+        return self._per_class(confusion_scores.fbeta, average, beta)
+
+    def specificity(self, average: str | None = "macro") -> Score:
+        """The share of right rejections; ``average`` as for ``fbeta``."""
+        return self._per_class(confusion_scores.specificity, average)
+
+    def iou(self, average: str | None = "macro") -> Score:
+        """Intersection over union (Jaccard)."""
+        return self._per_class(confusion_scores.iou, average)
+
+    def dice(self, average: str | None = "macro") -> Score:
+        """The same as F1, by the name that segmentation has for it."""
+        return self.fbeta(1.0, average)
+
+    def balanced_accuracy(self) -> Score:
+        """Mean recall over the classes that occur."""
+        return Score(self, confusion_scores.balanced_accuracy)
+
+    def matthews(self) -> Score:
+        """Matthews' correlation coefficient, -1 to 1."""
+        return Score(self, confusion_scores.matthews)
+
+    def kappa(self, weights: str | None = None) -> Score:
+        """Cohen's kappa; ``weights`` "linear" or "quadratic" where classes are grades."""
+        if weights not in (None, "linear", "quadratic"):
+            raise ValueError(f"weights must be None, 'linear' or 'quadratic', got {weights!r}.")
+        return Score(self, confusion_scores.kappa, weights)
+
+    def _per_class(self, formula, average, *args):
+        if average not in confusion_scores.AVERAGES:
+            raise ValueError(f"average must be one of {list(confusion_scores.AVERAGES)}, got {average!r}.")
         if average == "binary" and self.num_classes != 2:
             raise ValueError(f"average='binary' needs two classes, got {self.num_classes}. Use 'macro' or 'micro'.")
-        return Score(self, _fbeta, beta, average)
+        return Score(self, formula, average, self.names_of_classes, *args)
 
 
 class Score(Metric):
-    """One number of a ``Confusion``; several scores may share one."""
+    """One number of a ``Confusion``, or of another accumulator with ``evidence``; several scores may share one."""
 
-    def __init__(self, confusion: Confusion, formula: Callable[..., float], *args: Any) -> None:
+    def __init__(self, confusion: Any, formula: Callable[..., Any], *args: Any) -> None:
         self.confusion = confusion
         self.formula = formula
         self.args = args
@@ -443,45 +528,20 @@ class Score(Metric):
         if other.confusion is not self.confusion:  # the same one when the user made it once and updates it
             self.confusion = self.confusion + other.confusion  # a new object: others may share the old one
 
-    def compute(self) -> float:
-        return self.formula(self.confusion.counts_CC.double(), *self.args)
+    def compute(self) -> Any:
+        return self.formula(self.confusion.evidence(), *self.args)
 
     def reset(self) -> None:
         self.confusion.reset()
 
-    def fresh(self) -> Score:
-        return Score(self.confusion.fresh(), self.formula, *self.args)
+    def fresh(self) -> Self:
+        return type(self)(self.confusion.fresh(), self.formula, *self.args)
 
     def state_dict(self) -> dict[str, Any]:
         return self.confusion.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.confusion.load_state_dict(state)
-
-
-def _accuracy(counts_CC):
-    total = counts_CC.sum()
-    return float(counts_CC.diagonal().sum() / total) if total else float("nan")
-
-
-def _fbeta(counts_CC, beta, average):
-    """Source: van Rijsbergen, "Information Retrieval", 1979: F = ((1 + b²) PR) / (b² P + R), written in counts."""
-    correct, true, predicted = counts_CC.diagonal(), counts_CC.sum(1), counts_CC.sum(0)
-    if average == "micro":
-        correct, true, predicted = correct.sum(), true.sum(), predicted.sum()
-    if beta == float("inf"):
-        denominator = true
-    else:
-        correct, denominator = (1 + beta**2) * correct, beta**2 * true + predicted
-    score = torch.where(denominator > 0, correct / denominator.clamp(min=1e-300), 0.0)
-    if average == "micro":
-        return float(score)
-    if average == "binary":
-        return float(score[1])
-    if average == "weighted":
-        return float((score * true).sum() / true.sum()) if true.sum() else float("nan")
-    seen = (true + predicted) > 0
-    return float(score[seen].mean()) if seen.any() else float("nan")
 
 
 def to_number(value):

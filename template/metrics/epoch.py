@@ -14,6 +14,7 @@ import torch
 from ..data.nested import to_device
 from ..parallel.ranks import ALONE, OtherRankFailed
 from .accumulators import Confusion, Mean, Metric, Score, Stored, one_number, to_floats, to_number
+from .confusion_scores import Parts
 
 
 class NoTrainMetrics:
@@ -243,8 +244,10 @@ def _in_order(first_batches):
 
 
 def _computed(name, total):
-    """What one accumulator gives; one that computes to a dict adds its own names."""
+    """What one accumulator gives; one that computes to a dict adds its own names, behind this one where they are parts."""
     value = total.compute()
+    if isinstance(value, Parts):
+        value = {f"{name}/{part}": number for part, number in value.items()}
     return {key: to_number(part) for key, part in (value.items() if isinstance(value, dict) else [(name, value)])}
 
 
