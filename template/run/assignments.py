@@ -142,7 +142,8 @@ def _should_stop(trainer, value):
 _EFFECTS = {"train_loader": _train_loader, "eval_loader": _eval_loader, "test_loader": _test_loader,
             "accumulate_steps": _accumulate_steps, "amp": _amp, "clip_grad": _clip_grad,
             "skip_non_finite": _skip_non_finite, "criterion": _criterion, "eval_metrics": _eval_metrics,
-            "train_metrics": _train_metrics, "callbacks": _callbacks, "total_epochs": _total_epochs, "should_stop": _should_stop}
+            "train_metrics": _train_metrics, "callbacks": _callbacks, "total_epochs": _total_epochs,
+            "should_stop": _should_stop}
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
