@@ -36,10 +36,12 @@ _HOMES = {
     "EMA": ".callbacks.ema",
     "EarlyStopping": ".callbacks.early_stopping",
     "History": ".callbacks.history",
+    "LearningRateFloor": ".callbacks.learning_rate_floor",
     "LivePlot": ".callbacks.live_plot",
     "LogRecords": ".callbacks.log_records",
     "Profile": ".callbacks.profile",
     "ProgressBar": ".callbacks.progress_bar",
+    "StopAfter": ".callbacks.stop_after",
     "SWA": ".callbacks.swa",
     "TensorBoard": ".callbacks.tensorboard",
 }
@@ -49,10 +51,12 @@ if TYPE_CHECKING:  # for editors and type checkers, which take a module with __g
     from .callbacks.early_stopping import EarlyStopping as EarlyStopping  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.ema import EMA as EMA  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.history import History as History  # type: ignore[import-not-found,unused-ignore]
+    from .callbacks.learning_rate_floor import LearningRateFloor as LearningRateFloor  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.live_plot import LivePlot as LivePlot  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.log_records import LogRecords as LogRecords  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.profile import Profile as Profile  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.progress_bar import ProgressBar as ProgressBar  # type: ignore[import-not-found,unused-ignore]
+    from .callbacks.stop_after import StopAfter as StopAfter  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.swa import SWA as SWA  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.tensorboard import TensorBoard as TensorBoard  # type: ignore[import-not-found,unused-ignore]
     from .data.agreement import Divided as Divided

@@ -184,8 +184,8 @@ class SWA(Callback):
         """
         model = self._model() if self._model is not None else None
         if model is None or not self._average.num:
-            raise RuntimeError("SWA.save() writes the mean of a training, and there is none yet: it begins at the end of the "
-                               f"first epoch behind start={self.start}. Put the SWA into callbacks, train, and save then.")
+            raise RuntimeError("SWA.save() writes the mean of a training, and there is none yet: it begins at the end of "
+                               f"the first epoch behind start={self.start}. Put the SWA into callbacks and train before.")
         model.lifetime.weights.save(path)
 
     def attach(self, model: TemplateModel) -> None:

@@ -37,6 +37,11 @@ def time_stamp():
     return time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
+def legal(name):
+    """A part of a file's name, as all systems take it: "val/acc@1" becomes "val_acc_1"."""
+    return re.sub(r"[^\w.=+-]", "_", str(name)).strip(".") or "_"
+
+
 def prepare(path, run_name, overwrite=False, lock=None):
     """``(folder, run_name)`` of a run that begins: the folder is made, the name is free."""
     folder = make_folder(path, overwrite, lock)

@@ -100,10 +100,10 @@ class Checkpoints:
             self._tell_size(save_per_epochs)
         self.save_last(self.trainer.path_of(f"epoch{epoch}.pth") if is_due else None)
 
-    def save_best(self):
-        """Write the present weights, which were just scored, to ``best.pth``."""
+    def save_best(self, name="best.pth"):
+        """Write the present weights for use, which were just scored, to a file of the run."""
         self._require_place()
-        path = self.trainer.path_of("best.pth")
+        path = self.trainer.path_of(name)
         with self.trainer.lifetime.weights.for_use():
             self._save(path, state.collect(self.trainer, optim=False), lambda saved: files.write(saved, path))
 

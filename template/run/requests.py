@@ -127,8 +127,8 @@ def load_state(trainer: TemplateModel, fname: str | Path, optim: bool = True, lr
     return str(path)
 
 
-def use_best(trainer: TemplateModel) -> str:
-    """Put the weights of ``best.pth`` into the models, to predict, test or export with them.
+def use_best(trainer: TemplateModel, fname: str | Path = "best") -> str:
+    """Put the weights of ``best.pth``, or of another file, into the models, to predict, test or export with them.
 
     It touches no counter and no file: what ``eval``, ``test`` and ``predict`` find then is noted nowhere, and the newest
     checkpoint stays the training's. ``load_state`` is the other wish: to go back to a place in the training.
@@ -143,7 +143,7 @@ def use_best(trainer: TemplateModel) -> str:
     trainer.world.begin("use_best()")
     trainer.lifetime.finish_epoch(beside=False)
     trainer.checkpoints.wait()
-    path, saved = _find_state(trainer, "best")
+    path, saved = _find_state(trainer, str(fname))
     with loading(trainer.optimizer_list, resumes=False):
         state.apply_weights(trainer, saved)
     trainer.lifetime.only_looks = True

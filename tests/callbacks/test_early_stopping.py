@@ -4,8 +4,10 @@ import math
 from pathlib import Path
 
 import pytest
-from tiny import Tiny, tiny_trainer
+import torch
+from tiny import Tiny, tiny_model, tiny_trainer, weights
 
+from template import EMA, Callback
 from template.callbacks.early_stopping import EarlyStopping
 
 
@@ -155,7 +157,7 @@ def test_a_plain_loop_that_goes_on_after_the_stop_does_nothing(capsys):
     assert scores == [0.5, 0.375, 0.25, 0.25, 0.25]
     assert not Path(trainer.ckpt_dir, "epoch4.pth").exists()
     said = capsys.readouterr().out
-    assert "EarlyStopping: score did not get better than 0.5000 in 2 epochs." in said
+    assert "EarlyStopping: score did not get better than 0.5000 in 2 evaluations." in said
     assert "Training was stopped, so train_loop() does nothing" in said
 
 
@@ -172,6 +174,89 @@ def test_the_counter_travels_in_the_checkpoint():
     assert (stopping.best, stopping.waited) == (0.5, 2)
     again.fit(6)
     assert again.epochs_done == 4
+
+
+def model_in(path):
+    model = tiny_model()
+    model.load_state_dict(torch.load(path, weights_only=True)["model0"])
+    return torch.cat([value.double().flatten() for value in model.state_dict().values()])
+
+
+@pytest.mark.parametrize("values, epochs, best", [([0.5, 0.9, 0.3, 0.2, 0.1], 5, 2), ([0.1, 0.9, 0.3], 3, 2)])
+def test_the_best_weights_are_used_behind_the_run_whether_it_was_stopped_or_not(values, epochs, best):
+    trainer = Scripted(values, callbacks=[EarlyStopping(patience=2, restore_best=True)], ckpt_dir="run")
+    trainer.check_init(use_tb=False)
+    trainer.fit(epochs)
+    assert torch.equal(weights(trainer), model_in("run/best.pth"))
+    assert torch.equal(weights(trainer), model_in(f"run/epoch{best}.pth"))
+    assert not torch.equal(model_in("run/last.pth"), weights(trainer))
+    assert not list(Path("run").glob("best_*"))
+
+
+def test_the_best_weights_by_another_quantity_than_the_key_metric_have_a_file_of_their_own():
+    class Rising(Tiny):
+        def loss_per_batch(self, batch):
+            return super().loss_per_batch(batch)["tol_loss"] + 10 * (self.epoch - 2) ** 2 * self.model_list[0].training
+
+    trainer = Rising(callbacks=[EarlyStopping("train/tol_loss", patience=1, restore_best=True)], ckpt_dir="run")
+    trainer.check_init(use_tb=False)
+    trainer.fit(9)
+    assert trainer.epochs_done == 3
+    assert torch.equal(weights(trainer), model_in("run/epoch2.pth"))
+    assert torch.equal(weights(trainer), model_in("run/best_train_tol_loss.pth"))
+    again = Rising(ckpt_dir="run")
+    again.check_init(use_tb=False)
+    again.load_state("auto")  # it is no state to continue from
+    assert again.epochs_done == 3 and torch.equal(weights(again), model_in("run/epoch3.pth"))
+
+
+def test_the_average_is_what_is_restored_where_it_was_scored():
+    trainer = Scripted([0.9, 0.5], callbacks=[EarlyStopping(patience=1, restore_best=True), EMA(0.5)], ckpt_dir="run")
+    trainer.check_init(use_tb=False)
+    trainer.fit(5)
+    assert trainer.epochs_done == 2 and torch.equal(weights(trainer), model_in("run/best.pth"))
+    assert not torch.equal(weights(trainer), model_in("run/epoch1.pth"))
+
+
+def test_an_interrupted_run_keeps_the_weights_of_the_training():
+    class Interrupts(Callback):
+        def on_after_step(self, model):
+            if model.global_step == 15:
+                raise KeyboardInterrupt
+
+    trainer = Scripted([0.9, 0.5, 0.4], callbacks=[EarlyStopping(restore_best=True), Interrupts()], ckpt_dir="run")
+    trainer.check_init(use_tb=False)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(3)
+    assert not trainer.lifetime.only_looks and not torch.equal(weights(trainer), model_in("run/best.pth"))
+
+
+def test_a_resumed_run_restores_what_was_best_before():
+    def build():
+        trainer = Scripted([0.9, 0.5, 0.4], callbacks=[EarlyStopping("val_score", patience=2, restore_best=True)],
+                           ckpt_dir="run", key_metric="tol_loss")
+        trainer.check_init(use_tb=False)
+        return trainer
+
+    build().fit(1)
+    again = build()
+    again.load_state("auto")
+    again.fit(3)
+    assert torch.equal(weights(again), model_in("run/epoch1.pth"))
+
+
+def test_an_epoch_whose_evaluation_was_left_for_the_next_start_is_judged_once():
+    stopping = EarlyStopping("train/tol_loss", patience=3, min_delta=100.0)
+    trainer = tiny_trainer(callbacks=[stopping], ckpt_dir="run")
+    trainer.fit(1)
+    trainer.train_loop()
+    trainer.close()
+    assert stopping.waited == 1
+    again = EarlyStopping("train/tol_loss", patience=3, min_delta=100.0)
+    trainer = tiny_trainer(callbacks=[again], ckpt_dir="run")
+    trainer.load_state("auto")
+    trainer.fit(2)
+    assert again.waited == 1
 
 
 def test_a_run_that_was_stopped_stays_stopped_when_it_is_resumed(capsys):
