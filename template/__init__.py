@@ -33,6 +33,7 @@ _HOMES = {
     "seed_everything": ".data.seeding",
     "option": ".run.options",
     "parse_options": ".run.options",
+    "Checkpoints": ".callbacks.checkpoints",
     "EMA": ".callbacks.ema",
     "EarlyStopping": ".callbacks.early_stopping",
     "History": ".callbacks.history",
@@ -48,6 +49,7 @@ _HOMES = {
 
 if TYPE_CHECKING:  # for editors and type checkers, which take a module with __getattr__ to have any name
     # a callback may be left out of a copy: its name is then Any, and no error
+    from .callbacks.checkpoints import Checkpoints as Checkpoints  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.early_stopping import EarlyStopping as EarlyStopping  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.ema import EMA as EMA  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.history import History as History  # type: ignore[import-not-found,unused-ignore]

@@ -100,12 +100,22 @@ class Checkpoints:
             self._tell_size(save_per_epochs)
         self.save_last(self.trainer.path_of(f"epoch{epoch}.pth") if is_due else None)
 
-    def save_best(self, name="best.pth"):
-        """Write the present weights for use, which were just scored, to a file of the run."""
+    def save_best(self, name="best.pth", family=None, then=lambda: None):
+        """Write the present weights for use, which were just scored, to a file of the run.
+
+        Args:
+            family: one name for several files, of which the newest is tried again when it cannot be written.
+            then: called when the file is on the disk and was read back.
+        """
         self._require_place()
         path = self.trainer.path_of(name)
+
+        def write(saved):
+            files.write(saved, path)
+            then()
+
         with self.trainer.lifetime.weights.for_use():
-            self._save(path, state.collect(self.trainer, optim=False), lambda saved: files.write(saved, path))
+            self._save(self.trainer.path_of(family or name), state.collect(self.trainer, optim=False), write)
 
     def save_as_it_is(self, path):
         """Write a state that is not exact, here and now, to a file that ``load_state("auto")`` does not take."""
