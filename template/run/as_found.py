@@ -304,11 +304,18 @@ def _refill(container, entries):
         container.extend(entries)
 
 
+def _is_same(one, other):
+    if one.layout is not torch.strided or not torch.equal(one, other):
+        return False
+    one, other = (torch.view_as_real(part) if part.is_complex() else part for part in (one, other))
+    return not one.is_floating_point() or torch.equal(one.signbit(), other.signbit())  # 0.0 equals -0.0
+
+
 def _set_values(tensor, values):
-    """In place, and only where something changed: what is shared by many entries of a tensor cannot be written to."""
+    """In place, and only where a bit changed: expanded tensors and files that are mapped to be read cannot be written to."""
     is_same_kind = tensor.shape == values.shape and tensor.dtype == values.dtype and tensor.layout == values.layout
     if not is_same_kind:
         tensor.data = values.to(tensor.device)
-    elif tensor.layout is not torch.strided or not torch.equal(tensor, values.to(tensor.device)):
+    elif not _is_same(tensor, values.to(tensor.device)):
         with torch.inference_mode() if tensor.is_inference() else nullcontext():
             tensor.copy_(values)

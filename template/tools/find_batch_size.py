@@ -96,7 +96,8 @@ def find_batch_size(trainer: TemplateModel, smallest: int | None = None, highest
         raise ValueError(f"find_batch_size() runs in one process, and there are {trainer.world.size}: a rank that is out of "
                          "memory would leave the others waiting. Start the script without torchrun for it; every rank takes "
                          "what one process takes, and some room for the exchange of gradients.")
-    size, count = smallest or batch_size_of(trainer.train_loader), num_samples_of(trainer.train_loader)
+    present, count = batch_size_of(trainer.train_loader), num_samples_of(trainer.train_loader)
+    size = smallest or present
     limit = min((value for value in (highest, count) if value is not None), default=None)
     started = time.perf_counter()
     with as_found(trainer, "find_batch_size()"):

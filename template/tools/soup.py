@@ -80,7 +80,8 @@ def soup(trainer: TemplateModel, files: Iterable[str | Path], how: str = "unifor
             searched for.
         use: put the soup into the models. As after ``use_best()``, counters, optimizers and files stay, and evaluations are
             noted nowhere until training goes on.
-        trials: evaluations that "learned" may take.
+        trials: evaluations that "learned" may take. It keeps the weights of all files in the host's memory; the others
+            hold two at a time.
         batchnorm_batches: from so many training batches the statistics of BatchNorm are taken anew for each mix; None: the
             whole loader; 0: the mean of the files' statistics stays, which is wrong where weights differ much.
 
@@ -115,6 +116,8 @@ def _find(trainer, file) -> Path:
         return trainer.path_of(path)
     if not path.is_file() and path.suffix == "" and trainer.path_of(f"{path}.pth").is_file():
         return trainer.path_of(f"{path}.pth")  # "best"
+    if not path.is_file():
+        raise FileNotFoundError(f"No checkpoint at {path}, nor of that name in {trainer.ckpt_dir}.")
     return path
 
 
@@ -133,9 +136,9 @@ class _Pot:
         self.norms = [part for model in trainer.model_list for part in model.modules()
                       if isinstance(part, _NormBase) and part.track_running_stats and part.running_mean is not None]
         self.read_before: dict[int, dict[str, Any]] = {}
+        self.criterion = {name: part for name, part in self.as_saved().items() if name == "criterion"}  # the trainer's own
         self.key = ""
         self.result: dict[str, Any] = {}
-        self.num_scored = 0
 
     def weights_of(self, index) -> dict[str, Any]:
         if index not in self.read_before:
@@ -154,7 +157,11 @@ class _Pot:
         chosen = [index for index, share in enumerate(shares) if share]
         for index in chosen:
             own = self.weights_of(index)
+            if index != chosen[0] and own.keys() != total.keys():
+                self._leave_out_criterion(index, chosen[0], own, total)
             for name, part in own.items():
+                if name == "criterion" and index != chosen[0] and name not in total:
+                    continue
                 sums = total.setdefault(name, {})
                 if index != chosen[0] and part.keys() != sums.keys():
                     differing = sorted(part.keys() ^ sums.keys())[:3]
@@ -173,17 +180,24 @@ class _Pot:
         return {name: {key: value.to(kinds[name, key]) if (name, key) in kinds else value for key, value in sums.items()}
                 for name, sums in total.items()}
 
+    def _leave_out_criterion(self, index, first, own, total):
+        """A file of 2021 holds no weights of it: the trainer's own stay then. Models have to be in all files."""
+        differing = sorted(own.keys() ^ total.keys())
+        if differing != ["criterion"]:
+            raise ValueError(f"The files of a soup must hold the same models; {self.paths[index]} differs from "
+                             f"{self.paths[first]} in {differing}.")
+        total.pop("criterion", None)
+
     def score(self, shares: Sequence[float]) -> float:
         """``key_metric`` of a mix, which is in the models then."""
         trainer = self.trainer
         is_mix = sum(1 for share in shares if share) > 1
-        state.apply_weights(trainer, self.mix(shares))
+        state.apply_weights(trainer, self.criterion | self.mix(shares))
         if is_mix and self.norms and self.batchnorm_batches != 0:
             self._renew_statistics()
         self.result = trainer.evaluator.score()
         look_for_signal(trainer)
         self.key = resolve_key(trainer, self.result) if not self.key else self.key
-        self.num_scored += 1
         return float(self.result[self.key])
 
     def is_better(self, one: float, other: float) -> bool:

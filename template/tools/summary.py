@@ -85,7 +85,8 @@ def summary(model: Any, example: Any = None) -> Summary:
     Args:
         model: a ``TemplateModel`` after ``check_init``, or any module.
         example: what the model takes, with batch dimension: a tensor, a tuple of positional or a dict of keyword arguments.
-            None: the first batch of the trainer's ``train_loader``.
+            None: the first batch of the trainer's ``train_loader``, which goes through its own ``loss_per_batch`` where
+            it has one.
 
     Raises:
         ValueError: there is no example for a module by itself.
@@ -104,16 +105,21 @@ def summary(model: Any, example: Any = None) -> Summary:
         return found
     trainer = model
     with as_found(trainer, "summary()"):
+        run = trainer.inference
         if example is None:
             batch = next(batches_again_and_again(trainer))
-            example = input_of(batch.batch if type(batch) is Uneven else batch, trainer.input_dtype)
+            example = batch.batch if type(batch) is Uneven else batch
+            if trainer.evaluator.writes_losses:  # which alone knows what the models are given
+                run = trainer.loss_per_batch
+            else:
+                example = input_of(example, trainer.input_dtype)
         example = to_device(example, torch.device(trainer.device))
         models = {f"model_list[{i}]" if len(trainer.model_list) > 1 else "": one for i, one in enumerate(trainer.model_list)}
         with trainer.autocast():
-            found = _look(models, lambda: trainer.inference(example))
+            found = _look(models, lambda: run(example))
         if trainer.is_main:
             with nothing_written(trainer):
-                _tell(found, list(models.values()), example)
+                _tell(found, list(models.values()) if run == trainer.inference else [], example)
     return found
 
 

@@ -25,7 +25,7 @@ def train_a_little(trainer, count=7):
 def flat(value):
     """Nested plain data as one that ``==`` compares to the bit."""
     if isinstance(value, torch.Tensor):
-        return value.dtype, tuple(value.shape), value.detach().cpu().numpy().tobytes()
+        return value.dtype, tuple(value.shape), value.detach().double().cpu().numpy().tobytes()
     if isinstance(value, dict):
         return {key: flat(part) for key, part in value.items()}
     return [flat(part) for part in value] if isinstance(value, (list, tuple, deque)) else value
@@ -179,6 +179,20 @@ def test_weights_that_became_nan_or_another_dtype_come_back():
     assert torch.equal(weights(trainer), before) and trainer.model_list[0][3].weight.dtype is torch.float32
 
 
+def test_the_sign_of_a_zero_comes_back_and_what_cannot_be_written_to_is_left_alone(own_folder):
+    np.save("data.npy", np.ones(5, dtype=np.float32))
+    trainer = tiny_trainer()
+    with pytest.warns(UserWarning, match="not writable"):
+        mapped = torch.from_numpy(np.load("data.npy", mmap_mode="r"))
+    trainer.mapped, trainer.expanded = mapped, torch.ones(1).expand(4)
+    trainer.zeros, trainer.complex = torch.tensor([0.0, -0.0]), torch.tensor([1j])
+    with as_found(trainer):
+        trainer.zeros.neg_()
+        trainer.complex.neg_()
+    assert trainer.zeros.signbit().tolist() == [False, True] and trainer.complex.tolist() == [1j]
+    assert trainer.mapped is mapped and trainer.expanded.tolist() == [1.0] * 4
+
+
 def test_callbacks_hear_nothing_and_nothing_is_written(own_folder, capsys):
     heard = []
 
@@ -273,6 +287,10 @@ def test_rates_are_those_that_a_warm_up_leads_to():
 def test_it_refuses_what_it_could_not_put_back():
     with pytest.raises(RuntimeError, match="check_init"), as_found(Tiny()):
         pass
+    sharded = tiny_trainer(ckpt_dir="sharded")
+    sharded.is_sharded = True
+    with pytest.raises(ValueError, match="under parallel='fsdp' each rank holds a part"), as_found(sharded):
+        pass
     lazy = tiny_trainer(model=nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)))
     lazy.model_list[0][1] = nn.LazyLinear(3)
     with pytest.raises(ValueError, match=r"find_lr\(\) must know the shapes.*'1.weight'"), as_found(lazy, "find_lr()"):
@@ -296,6 +314,7 @@ for epoch in trainer.epochs(4):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_signal_ends_it_after_the_update_and_the_run_goes_on_from_its_save(name, code, own_folder):
     from tiny import PATH

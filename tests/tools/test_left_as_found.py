@@ -23,7 +23,7 @@ TOOLS = {
 
 def flat(value):
     if isinstance(value, torch.Tensor):
-        return value.dtype, tuple(value.shape), value.detach().numpy().tobytes()
+        return value.dtype, tuple(value.shape), value.detach().double().cpu().numpy().tobytes()
     if isinstance(value, dict):
         return {key: flat(part) for key, part in value.items()}
     return [flat(part) for part in value] if isinstance(value, (list, tuple)) else value

@@ -141,6 +141,34 @@ def test_two_models_from_different_seeds_are_called_what_they_are(files, capsys)
         assert "do not come from one starting point" in capsys.readouterr().out
 
 
+class Weighted(nn.Module):
+    """A criterion with a weight of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((), 2.0))
+
+    def forward(self, pred, y):
+        return nn.functional.cross_entropy(pred * self.scale, y)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_criterion_is_mixed_where_all_files_hold_it_and_else_stays(files, order):
+    criterion = Weighted()
+    state = torch.load(files[0])
+    torch.save({**state, "criterion": {"scale": torch.tensor(3.0)}}, "with3.pth")
+    torch.save({**state, "criterion": {"scale": torch.tensor(5.0)}}, "with5.pth")
+    trainer = Tiny(ckpt_dir="soup", key_metric="tol_loss", criterion=criterion)
+    trainer.optimizer_list = [torch.optim.SGD([*trainer.model_list[0].parameters(), criterion.scale], 0.1)]
+    trainer.check_init(use_tb=False)
+    soup(trainer, [["with3.pth", "with5.pth"][i] for i in order], use=True)
+    assert criterion.scale.item() == 4.0
+    with torch.no_grad():
+        criterion.scale.fill_(2.0)
+    soup(trainer, [["with3.pth", files[1]][i] for i in order], use=True)
+    assert criterion.scale.item() == 2.0
+
+
 def test_mistakes_are_refused_in_words_and_nothing_is_changed(files):
     trainer = fresh()
     before = weights(trainer)

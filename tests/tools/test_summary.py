@@ -4,8 +4,9 @@ import sys
 
 import pytest
 import torch
-from tiny import tiny_trainer
+from tiny import Tiny, tiny_data, tiny_trainer
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from template.tools.summary import summary
 
@@ -99,6 +100,17 @@ def test_a_trainer_gives_its_first_batch_and_its_chain_of_models():
     found = summary(two, torch.randn(4, 6))
     assert [one.name for one in found.rows] == ["model_list[0]", "model_list[1]"]
     assert found.flops == 2 * 4 * (48 + 24)
+
+
+def test_a_trainer_that_knows_alone_what_its_models_take_is_run_as_it_is():
+    class Named(Tiny):
+        def loss_per_batch(self, batch):
+            return nn.functional.cross_entropy(self.model_list[0](batch["a"][0]), batch["a"][1])
+
+    loader = DataLoader(TensorDataset(*tiny_data()), 10)
+    trainer = Named(train_loader={"a": loader, "b": loader})
+    trainer.check_init(use_tb=False)
+    assert summary(trainer).flops == 2 * 10 * (6 * 16 + 16 * 3)
 
 
 def test_without_torchinfo_our_own_table_is_printed(monkeypatch, capsys):
