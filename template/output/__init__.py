@@ -13,6 +13,7 @@
 - ``curves_svg.py``: how are they drawn in a page or a notebook?
 - ``curves_text.py``: how are they drawn in a terminal?
 - ``time_left.py``: how long does the run still take?
+- ``page.py``: how does a page of HTML hold all that it shows?
 - ``patient_file.py``: how does a file outlast a full disk?
 - ``warn.py``: which line does a warning name, and how does it get into the log?
 - ``summary.py``: how is the table of layers made?

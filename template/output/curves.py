@@ -102,7 +102,7 @@ def panels_of(rows: list[dict[str, Any]], key: str | None, best: dict[str, tuple
     quantities = list(dict.fromkeys(name.partition("/")[2] for name in names if name.startswith(("train/", "eval/"))))
     first = [name for name in ("tol_loss", "loss", key) if name in quantities]
     quantities = list(dict.fromkeys([*first, *quantities]))
-    points = {name: _points(rows, name) for name in names}
+    points = {name: points_of(rows, name) for name in names}
     alone = quantities if len(quantities) <= _MOST_ALONE else list(dict.fromkeys(first))
     panels = [Panel(name, _parts_of(name, points), best.get(name)) for name in alone]
     left_out = 0
@@ -129,7 +129,7 @@ def _groups(quantities, points, most):
     return [names[start:start + size] for names in (trained, scored) for start in range(0, len(names), size)]
 
 
-def _points(rows, name):
+def points_of(rows: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Epochs and values that are numbers, and no more of them than can be seen."""
     pairs = [(row["epoch"], row[name]) for row in rows if isinstance(row.get(name), (int, float))]
     x, y = np.array(pairs, dtype=float).reshape(-1, 2).T
