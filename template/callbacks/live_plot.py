@@ -18,6 +18,7 @@ import re
 import shutil
 import sys
 import time
+from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ _SHARE = 0.01              # of the time that drawing takes, at most
 _LINE_EVERY_SECONDS = 0.5
 _MOST_ROWS = 4000          # that are held; of more, every second one is left out
 _BAR_WIDTH = 12            # characters
+_MOST_WITHIN = 200         # evaluations of an epoch among which the best one is looked for
 _PLACES = ("notebook", "terminal", "nowhere")
 _PARTS = {"train": "train", "training": "train", "val": "eval", "valid": "eval", "validation": "eval", "eval": "eval",
           "dev": "eval", "test": "eval"}
@@ -72,6 +74,8 @@ class LivePlot(Callback):
         self.rows: list[dict[str, Any]] = []  # {"epoch": 1, "train/loss": 0.7, …}; assign those of a run that goes on
         self._where = where
         self._title = ""
+        self._unit = "epoch"          # "update" where the loader has no length
+        self._window: dict[str, float] = {}  # losses of the last log point
         self._best: dict[str, tuple[int, float]] = {}
         self._has_begun = False
         self._is_drawn = True         # all that is known is in the figure
@@ -126,6 +130,7 @@ class LivePlot(Callback):
         self._time_left.mark(model.epoch - 1)
 
     def on_log(self, model: TemplateModel, values: dict[str, float]) -> None:
+        self._window = values
         if not model.is_main or self._place() != "notebook":
             return
         if time.perf_counter() - self._line_shown >= _LINE_EVERY_SECONDS:
@@ -139,8 +144,7 @@ class LivePlot(Callback):
             return
         rates = rates_by_name(model.optimizer_list)
         self._note({f"train/{name}": float(value) for name, value in result.items()}
-                   | {"lr" if len(rates) == 1 else f"lr/{name}": rate for name, rate in rates.items()}, model.epoch)
-        self._best = _best_of(model)
+                   | {"lr" if len(rates) == 1 else f"lr/{name}": rate for name, rate in rates.items()}, self._moment(model))
         if self._place() == "notebook":
             self._draw_if_it_is_time()
 
@@ -148,8 +152,11 @@ class LivePlot(Callback):
         if not model.is_main or not model.epoch:
             return
         self._begin(model)
-        self._note({f"eval/{name}": value for name, value in result.items() if isinstance(value, float)}, model.epoch)
-        self._best = _best_of(model)
+        values = {f"eval/{name}": value for name, value in result.items() if isinstance(value, float)}
+        if self._unit == "update" and model.lifetime.is_mid_epoch:  # whose epoch may never end
+            values |= {f"train/{name}": value for name, value in self._window.items()}
+        self._note(values, self._moment(model))
+        self._best = self._best_of(model)
 
     def on_eval_end(self, model: TemplateModel) -> None:
         if model.is_main and self._has_begun:
@@ -170,11 +177,10 @@ class LivePlot(Callback):
             return False
         if not self._has_begun:
             self._has_begun, self._title = True, Path(model.path_of(".")).resolve().name
-            self.key = self.key or model.key_metric
+            self.key, self._unit = self.key or model.key_metric, "epoch" if model.updates_per_epoch() else "update"
             others = (other for other in model.hooks.callbacks if other is not self)
             if earlier := next((other.rows for other in others if hasattr(other, "rows")), []):
-                self.rows = [row for row in earlier if row["epoch"] <= model.epoch]
-                self._best, self._is_drawn = _best_of(model), False
+                self._take(earlier, model)
             if self._place() == "notebook":
                 self._figure.begin()
                 self._line.begin()
@@ -185,6 +191,33 @@ class LivePlot(Callback):
                 self._show_line(self._progress(model.epoch, model.total_epochs))
         self.key = find_name(model.key_metric, self._quantities()) or self.key
         return True
+
+    def _take(self, earlier, model):
+        """The rows of the history until now."""
+        self.rows = [{"epoch": row["global_step" if self._unit == "update" else "epoch"]}
+                     | {name: value for name, value in row.items() if name.startswith(("train/", "eval/", "lr"))}
+                     for row in earlier if row["epoch"] <= model.epoch]
+        self._best, self._is_drawn = self._best_of(model), False
+
+    def _moment(self, model):
+        """Where the present values stand: an evaluation in the middle of epoch 3 at 2.5."""
+        if self._unit == "update":
+            return model.global_step
+        if not model.lifetime.is_mid_epoch:
+            return model.epoch
+        done = model.batches_done / (model.accumulate_steps * model.world.size)
+        return round(model.epoch - 1 + min(done / model.updates_per_epoch(), 0.999), 6)
+
+    def _best_of(self, model):
+        """The best values, at the place of the evaluation that gave them."""
+        best = {}
+        for name, epoch in model.best_epoch.items():
+            value, end = model.best_metric[name], len(self.rows)
+            if self._unit == "epoch":
+                end = bisect_right(self.rows, epoch, key=lambda row: row["epoch"])
+            near = reversed(self.rows[max(end - _MOST_WITHIN, 0):end])
+            best[name] = next((row["epoch"] for row in near if row.get(f"eval/{name}") == value), epoch), value
+        return best
 
     # --- what is known --------------------------------------------------------------------------------------------
 
@@ -229,7 +262,7 @@ class LivePlot(Callback):
         started, place, key = time.perf_counter(), self._place(), self._key()
         self._is_drawn = True
         if place == "notebook":
-            svg = figure(self.rows, self._title, key, self._best)
+            svg = figure(self.rows, self._title, key, self._best, self._unit)
             self._figure.show({"image/svg+xml": svg, "text/plain": text_figure(self.rows, key, self._best)})
         elif place == "terminal":
             self._print(key, text)
@@ -260,7 +293,7 @@ class LivePlot(Callback):
             fields.append(f"{clock(left)} left")
         key = self._key()
         if key in self._best:
-            fields.append(f"best {key} {self._best[key][1]:.4g} (epoch {self._best[key][0]})")
+            fields.append(f"best {key} {self._best[key][1]:.4g} ({self._unit} {self._best[key][0]:.8g})")
         return ", ".join(fields)
 
     def _show_line(self, text):
@@ -292,10 +325,6 @@ class _Cell:
         else:
             self._handle, self._of = DisplayHandle(), _cell_number()
             self._handle.display(data, raw=True)
-
-
-def _best_of(model):
-    return {name: (epoch, model.best_metric[name]) for name, epoch in model.best_epoch.items()}
 
 
 def _shell():

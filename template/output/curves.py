@@ -86,11 +86,11 @@ def draw(rows: list[dict[str, Any]], title: str, key: str | None = None,
     return image.getvalue()
 
 
-def summary(rows: list[dict[str, Any]], key: str | None, best: dict[str, tuple[int, float]]) -> str:
-    """"30 epochs, best acc 0.9972 in epoch 27"; arguments as for ``draw``."""
-    epoch = rows[-1]["epoch"]
-    text = f"{epoch} epoch{'s' if epoch != 1 else ''}"
-    return f"{text}, best {key} {best[key][1]:.4g} in epoch {best[key][0]}" if key in best else text
+def summary(rows: list[dict[str, Any]], key: str | None, best: dict[str, tuple[int, float]], unit: str = "epoch") -> str:
+    """"30 epochs, best acc 0.9972 in epoch 27"; arguments as for ``draw``, and what is counted."""
+    last = rows[-1]["epoch"]
+    text = f"{last:.8g} {unit}{'s' if last != 1 else ''}"
+    return f"{text}, best {key} {best[key][1]:.4g} in {unit} {best[key][0]:.8g}" if key in best else text
 
 
 # --- what is drawn where --------------------------------------------------------------------------------------------

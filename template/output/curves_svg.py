@@ -28,9 +28,10 @@ _GREY = "#7d7d7d"        # legible on white and on black
 _FONT = 'font-family="system-ui, -apple-system, \'Segoe UI\', \'Noto Sans\', sans-serif"'
 
 
-def figure(rows: list[dict[str, Any]], title: str, key: str | None = None,
-           best: dict[str, tuple[int, float]] | None = None) -> str:
-    """One SVG with all panels in a grid; the arguments are those of ``curves.draw``. No text of it depends on the page."""
+def figure(rows: list[dict[str, Any]], title: str, key: str | None = None, best: dict[str, tuple[int, float]] | None = None,
+           unit: str = "epoch") -> str:
+    """One SVG with all panels in a grid, in colors that suit light and dark; the arguments are those of ``curves.draw``, and
+    of ``panel_svg``."""
     panels, left_out = panels_of(rows, key, best or {})
     columns = min(len(panels), 2 if len(panels) < 7 else 3) or 1
     heights = [_height(panel) for panel in panels]
@@ -39,34 +40,35 @@ def figure(rows: list[dict[str, Any]], title: str, key: str | None = None,
     for start in range(0, len(panels), columns):
         for index, panel in enumerate(panels[start:start + columns]):
             size = f'width="{_WIDTH}" height="{heights[start + index]}"'
-            parts.append(panel_svg(panel, f'x="{index * _WIDTH}" y="{y}" {size}'))
+            parts.append(panel_svg(panel, f'x="{index * _WIDTH}" y="{y}" {size}', unit))
         y += max(heights[start:start + columns])
     width = columns * _WIDTH
     more = f"   ({left_out} more quantities)" if left_out else ""
-    words = "  ·  ".join(filter(None, (title, summary(rows, key, best or {}))))
+    words = "  ·  ".join(filter(None, (title, summary(rows, key, best or {}, unit))))
     head = _text(12, 17, words + more, size=13)
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" width="100%" '
             f'style="max-width:{width}px" color="{_GREY}" {_FONT}>{head}{"".join(parts)}</svg>')
 
 
-def panel_svg(panel: Panel, place: str | None = None) -> str:
+def panel_svg(panel: Panel, place: str | None = None, unit: str = "epoch") -> str:
     """One panel.
 
     Args:
+        unit: what is counted from left to right.
         place: attributes of the ``<svg>``, instead of those that fill the width there is.
     """
     height = _height(panel)
     place = place or f'class="panel" role="img" aria-label="{escape(panel.title)}" {_FONT}'
     parts = [f'<svg viewBox="0 0 {_WIDTH} {height}" {place}>',
              _text(_LEFT, 15, shortened(panel.title, 40), size=12.5, weight=600)]
-    for number, row in enumerate(_legend(panel)):
+    for number, row in enumerate(_legend(panel, unit)):
         spans = "".join(f'<tspan fill="{color}">{sign}</tspan><tspan> {escape(label)}   </tspan>'
                         for sign, label, color in row)
         parts.append(f'<text x="{_LEFT}" y="{_TITLE + 9 + number * _ROW}" font-size="11" fill="currentColor" '
                      f'xml:space="preserve">{spans}</text>')
     lines = [line for line in panel.lines if len(line.x)]
     if lines:
-        parts.append(_plot(panel, lines, height - _BOTTOM - _PLOT_HEIGHT))
+        parts.append(_plot(panel, lines, height - _BOTTOM - _PLOT_HEIGHT, unit))
     else:
         parts.append(_text(_LEFT, height - _BOTTOM - _PLOT_HEIGHT / 2, "no number until now", size=11))
     return "".join([*parts, "</svg>"])
@@ -79,7 +81,7 @@ def _height(panel):
     return _TITLE + _ROW * len(_legend(panel)) + 6 + _PLOT_HEIGHT + _BOTTOM
 
 
-def _legend(panel):
+def _legend(panel, unit="epoch"):
     """Rows of ``(sign, text, color)``."""
     items = [("━", shortened(line.label, 30), COLORS[line.color]) for line in panel.lines if not line.label.startswith("_")]
     if len(items) == 1 and panel.title in ("learning rate", items[0][1]):
@@ -87,7 +89,7 @@ def _legend(panel):
     if any(line.is_dotted for line in panel.lines):
         items.append(("┅", "training", "currentColor"))
     if panel.best is not None and math.isfinite(panel.best[1]):
-        items.append(("★", f"best {panel.best[1]:.4g} (epoch {panel.best[0]})", _STAR))
+        items.append(("★", f"best {panel.best[1]:.4g} ({unit} {panel.best[0]:.8g})", _STAR))
     rows: list[list[Any]] = [[]]
     for item in items:
         if rows[-1] and sum(len(label) + 5 for _, label, _ in [*rows[-1], item]) > _LEGEND_CHARACTERS:
@@ -96,7 +98,7 @@ def _legend(panel):
     return rows[:_MOST_ROWS]
 
 
-def _plot(panel, lines, top):
+def _plot(panel, lines, top, unit):
     """Grid, axes, lines, star, and the columns that tell their values."""
     x, y = (np.concatenate([getattr(line, axis) for line in lines]) for axis in "xy")
     low, high, is_log = value_range(x, y, panel.best)
@@ -122,8 +124,8 @@ def _plot(panel, lines, top):
         parts.append(_text(_LEFT - 5, height + 3.5, f"{value:.5g}", size=10, anchor="end"))
     for epoch in _whole_ticks(left, right):
         place = _LEFT + across(epoch)
-        parts.append(_text(place, top + _PLOT_HEIGHT + 13, f"{epoch:g}", size=10, anchor="middle"))
-    parts.append(_text(_LEFT + width / 2, top + _PLOT_HEIGHT + 27, "epoch", size=10, anchor="middle"))
+        parts.append(_text(place, top + _PLOT_HEIGHT + 13, f"{epoch:.8g}", size=10, anchor="middle"))
+    parts.append(_text(_LEFT + width / 2, top + _PLOT_HEIGHT + 27, unit, size=10, anchor="middle"))
     parts.append(f'<svg x="{_LEFT}" y="{top}" width="{width}" height="{_PLOT_HEIGHT}" overflow="hidden">')  # cuts the lines
     for line in lines:
         points = [(across(epoch), up(value)) for epoch, value in zip(line.x, line.y)]
@@ -135,7 +137,7 @@ def _plot(panel, lines, top):
             parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.2" fill="{color}"/>' for a, b in points]
     if panel.best is not None and math.isfinite(panel.best[1]):
         parts.append(f'<path d="{_star(across(panel.best[0]), up(panel.best[1]))}" fill="{_STAR}"/>')
-    parts.append(_columns(lines, across, width))
+    parts.append(_columns(lines, across, width, unit))
     parts.append("</svg>")
     for value, edge in ((y.max(), 12), (y.min(), _PLOT_HEIGHT - 6)):
         if not low <= value <= high:
@@ -143,7 +145,7 @@ def _plot(panel, lines, top):
     return "".join(parts)
 
 
-def _columns(lines, across, width):
+def _columns(lines, across, width, unit):
     """Over each epoch an invisible column, whose title is all values of that epoch."""
     epochs = np.unique(np.concatenate([line.x for line in lines]))
     if len(epochs) > _MOST_HOVERED:
@@ -154,7 +156,7 @@ def _columns(lines, across, width):
     for epoch, start, end in zip(epochs, edges, edges[1:]):
         values = [f"{line.label.lstrip('_')}{' (training)' if line.is_dotted else ''} {line.y[index]:.6g}"
                   for line in lines for index in np.flatnonzero(line.x == epoch)[:1]]
-        title = escape("\n".join([f"epoch {epoch:g}", *values]))
+        title = escape("\n".join([f"{unit} {epoch:.8g}", *values]))
         parts.append(f'<rect class="epoch" x="{start:.1f}" y="0" width="{end - start:.1f}" height="{_PLOT_HEIGHT}" '
                      f'fill="currentColor" fill-opacity="0"><title>{title}</title></rect>')
     return "".join(parts)

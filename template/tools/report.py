@@ -45,6 +45,8 @@ _MOST_LINES = 200     # of the log's end, and rows of a table
 _MOST_MESSAGES = 60   # warnings and errors
 _MOST_CLASSES = 40    # of a confusion matrix that is shown with numbers
 _MOST_PICTURES = 24
+_MOST_CHARACTERS = 20_000  # of a text
+_TABLES = ("confusion_matrix.csv", "worst_samples.csv")  # beside those of the callback Interpret
 _MOST_QUANTITIES = 24  # that several runs are compared in
 _MESSAGE = re.compile(r"\w*(Warning|Error|Exception|Interrupt)\b|^!!!|could not|not finite|never counts|^Interrupted")
 
@@ -127,6 +129,9 @@ class _Run:
         self.settings = settings if isinstance(settings, dict) else {}
         self.key = rules[-1][1] if rules else self.settings.get("key_metric")
         modes = {name: "max" if which == "highest" else "min" for which, name in rules}
+        self.unit = "epoch"
+        if any(later["epoch"] <= row["epoch"] for row, later in zip(self.rows, self.rows[1:])):  # a loader without a length
+            self.unit, self.rows = "update", [row | {"epoch": row["global_step"]} for row in self.rows]
         self.best = best_in_rows(self.rows, modes)
         self.is_going_on = _age(folder / LOCK) < SILENT_SECONDS
         self.state, self.color = self._find_state()
@@ -142,7 +147,9 @@ class _Run:
 
     def _read_rows(self, path):
         text = self._text_of(path)
-        rows = [{name: _number(cell) for name, cell in row.items()} for row in read(path, "epoch")] if text else []
+        key = "global_step" if "global_step" in text.partition("\n")[0].split(",") else "epoch"
+        rows = [{name: _number(cell) for name, cell in row.items()} for row in read(path, key)] if text else []
+        rows = [row for row in rows if isinstance(row.get("epoch"), (int, float))]
         lost = max(len([line for line in text.splitlines() if line.strip(" \0")]) - 1, 0) - len(rows)
         if lost > 0:
             self.notes.append(f"{lost} line{'s' * (lost > 1)} of history.csv cannot be read. The curves are without them.")
@@ -235,13 +242,13 @@ def _several(runs):
 
 def _head(run):
     started = run.starts[0].get("started", "") if run.starts else ""
-    facts = {"epochs": str(run.rows[-1]["epoch"]) if run.rows else "0"}
+    facts = {f"{run.unit}s": f"{run.rows[-1]['epoch']:.8g}" if run.rows else "0"}
     if run.key in run.best:
         epoch, value = run.best[run.key]
-        facts = {f"best {run.key}, in epoch {epoch}": f"{value:.5g}"} | facts
+        facts = {f"best {run.key}, in {run.unit} {epoch:.8g}": f"{value:.5g}"} | facts
     if seconds := _seconds(run):
         facts["training time"] = _words(seconds)
-    if run.rows and isinstance(steps := run.rows[-1].get("global_step"), int):
+    if run.unit == "epoch" and run.rows and isinstance(steps := run.rows[-1].get("global_step"), int):
         facts["updates"] = f"{steps:,}"
     return [f"<h1>{page.escape(run.name)}</h1>",
             f'<p><span class="state {run.color}">{page.escape(run.state)}</span><span class="soft">'
@@ -252,14 +259,17 @@ def _head(run):
 def _sections(run, level=2):
     messages = run.messages()
     curves = panels_of(run.rows, run.key, run.best)[0] if run.rows else []
-    yield page.section("Curves", _panels(curves), level)
+    yield page.section("Curves", _panels(curves, run.unit), level)
     yield page.columns([page.section("Best values", page.table(_best_rows(run)), level),
                         page.section("Time per epoch", _times(run), level)])
     yield page.section(f"Warnings and errors ({len(messages)})", _messages(messages), level)
-    worst = run.folder / "worst_samples.csv"
-    yield page.columns([page.section("Confusion matrix", _confusion(run.folder), level),
-                        page.section("Worst samples", _png(worst.with_suffix(".png")) + _csv_table(worst), level)])
-    yield page.section("Pictures", _pictures(run.folder), level)
+    tables = [run.folder / name for name in _TABLES] + sorted(run.folder.glob("interpret/*.csv"))
+    matrices, samples = ([path for path in tables if path.exists() and ("confusion" in path.stem) == is_matrix]
+                         for is_matrix in (True, False))
+    yield page.columns([page.section("Confusion matrix", _each(_confusion, matrices), level),
+                        page.section("Samples that stand out", _each(_samples, samples), level)])
+    shown = {path.with_suffix(".png") for path in matrices + samples}
+    yield page.section("Pictures and texts", _pictures(run.folder, shown), level)
     environment = run.starts[-1].get("environment") if run.starts else None
     yield page.columns([page.section("Settings", _settings(run), level),
                         page.section("Environment", page.table(_named_values(environment)), level),
@@ -268,14 +278,15 @@ def _sections(run, level=2):
     yield page.folded(f"The last {len(end)} lines of the log", page.lines("\n".join(end)) if end else "")
 
 
-def _panels(panels):
-    return f'<div class="panels">{"".join(map(panel_svg, panels))}</div>' if panels else ""
+def _panels(panels, unit="epoch"):
+    drawn = "".join(panel_svg(panel, unit=unit) for panel in panels)
+    return f'<div class="panels">{drawn}</div>' if panels else ""
 
 
 def _best_rows(run):
     last = run.rows[-1] if run.rows else {}
     names = sorted(run.best, key=lambda name: name != run.key)
-    return [{"quantity": name, "best": float(run.best[name][1]), "in epoch": run.best[name][0],
+    return [{"quantity": name, "best": float(run.best[name][1]), f"in {run.unit}": run.best[name][0],
              "last eval": last.get(f"eval/{name}"), "last train": last.get(f"train/{name}")} for name in names]
 
 
@@ -290,9 +301,18 @@ def _messages(messages):
     return "".join(shown) or page.text("The log holds none.", "soft")
 
 
-def _confusion(folder):
+def _each(show, paths):
+    """With the names where there are several."""
+    return "".join(page.section(path.stem.replace("_", " "), show(path), 3) if len(paths) > 1 else show(path)
+                   for path in paths)
+
+
+def _samples(path):
+    return _png(path.with_suffix(".png")) + _csv_table(path)
+
+
+def _confusion(path):
     """As a colored table where the csv holds one that fits on a page, else as the picture."""
-    path = folder / "confusion_matrix.csv"
     cells = _cells(path)
     try:
         names, values = [row[0] for row in cells[1:]], [[float(cell) for cell in row[1:]] for row in cells[1:]]
@@ -302,7 +322,7 @@ def _confusion(folder):
     if is_matrix:
         words = page.text("A row for each true class, colored by the share of the row.", "soft")
         return words + page.matrix(names, cells[0][1:], values)
-    return _png(folder / "confusion_matrix.png") or _csv_table(path)
+    return _png(path.with_suffix(".png")) or _csv_table(path)
 
 
 def _cells(path):
@@ -326,13 +346,21 @@ def _png(path):
     return page.picture(path) if path.exists() else ""
 
 
-def _pictures(folder):
-    """What callbacks of a person drew."""
-    known = {"history.png", "confusion_matrix.png", "worst_samples.png"}
-    paths = sorted(path for path in folder.rglob("*.png") if path.name not in known)
-    shown = [page.section(str(path.relative_to(folder)), page.picture(path), 3) for path in paths[-_MOST_PICTURES:]]
-    more = [page.text(f"{len(paths) - len(shown)} more are in the folder.", "soft")] if len(paths) > len(shown) else []
-    return "".join(shown + more)
+def _pictures(folder, shown):
+    """What callbacks of a person drew or wrote: pictures anywhere, texts in folders of the run's."""
+    found = sorted({*folder.rglob("*.png"), *folder.glob("*/*.txt")} - shown - {folder / "history.png"})
+    parts = [page.section(str(path.relative_to(folder)), page.picture(path) if path.suffix == ".png" else _text(path), 3)
+             for path in found[-_MOST_PICTURES:]]
+    left_out = len(found) - len(parts)
+    return "".join(parts) + (page.text(f"{left_out} more are in the folder.", "soft") if left_out else "")
+
+
+def _text(path):
+    try:
+        words = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        return page.text(f"{path.name} cannot be read: {error.strerror or error}.", "soft")
+    return page.lines(words[:_MOST_CHARACTERS] + ("…" if len(words) > _MOST_CHARACTERS else ""))
 
 
 def _seconds(run):

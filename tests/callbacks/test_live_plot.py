@@ -10,6 +10,7 @@ from tiny import tiny_trainer, weights
 
 from template import History, LivePlot, ProgressBar
 from template.callbacks import live_plot
+from template.hooks import Callback
 
 
 class Terminal(io.StringIO):
@@ -95,6 +96,68 @@ def test_the_training_ends_with_the_same_bits_with_and_without_it(terminal):
         trainer.fit(2)
         ends.append(weights(trainer))
     assert torch.equal(*ends)
+
+
+class EvaluateInTheMiddle(Callback):
+    def on_after_step(self, model):
+        if model.global_step % 6 == 3:
+            model.eval()
+
+
+def test_an_evaluation_in_the_middle_of_an_epoch_has_a_place_of_its_own(terminal):
+    plot = LivePlot()
+    trainer = quiet(callbacks=[plot, EvaluateInTheMiddle()])
+    trainer.fit(2)
+    assert [row["epoch"] for row in plot.rows] == [0.5, 1, 1.5, 2]
+    assert ["train/tol_loss" in row for row in plot.rows] == [False, True, False, True]
+    for name, (epoch, value) in plot._best.items():
+        assert {row["epoch"]: row[f"eval/{name}"] for row in plot.rows}[epoch] == value == trainer.best_metric[name]
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        for number in range(60):
+            x = torch.full((6,), number / 60)
+            yield x, torch.tensor(number % 3)
+
+
+def test_with_a_loader_without_a_length_updates_are_counted(terminal):
+    plot = LivePlot()
+    loader = torch.utils.data.DataLoader(Endless(), 10)
+    quiet(callbacks=[plot, EvaluateInTheMiddle()], train_loader=loader, log_per_step=1).fit(2)
+    assert [row["epoch"] for row in plot.rows] == [3, 6, 9, 12] and all("train/tol_loss" in row for row in plot.rows)
+
+
+class Cut(Callback):
+    """Ends the process's training in the middle of epoch 2, as a crash does."""
+
+    def on_after_step(self, model):
+        if model.global_step == 9:
+            raise ZeroDivisionError
+
+
+def test_a_run_that_is_cut_in_the_middle_of_an_epoch_ends_with_the_same_bits_and_the_same_curves(terminal):
+    whole, continued = LivePlot(), LivePlot()
+    trainer = quiet(callbacks=[whole], ckpt_dir="whole")
+    trainer.fit(4)
+    with pytest.raises(ZeroDivisionError):
+        quiet(callbacks=[LivePlot(), Cut()], ckpt_dir="parts", save_per_steps=2).fit(4)
+    again = quiet(callbacks=[continued], ckpt_dir="parts", save_per_steps=2)
+    again.load_state("parts/last.pth")
+    assert again.batches_done > 0
+    again.fit(4)
+    assert torch.equal(weights(trainer), weights(again)) and continued.rows == whole.rows
+
+
+def test_of_several_processes_the_main_one_alone_draws(terminal):
+    plot, other = LivePlot(), types.SimpleNamespace(is_main=False, epoch=1)
+    plot.on_train_start(other)
+    plot.on_log(other, {"tol_loss": 1.0})
+    plot.on_train_end(other, {"tol_loss": 1.0})
+    plot.on_eval_result(other, {"acc": 1.0})
+    plot.on_eval_end(other)
+    plot.on_exit(other)
+    assert plot.rows == [] and terminal.getvalue() == ""
 
 
 def test_drawing_takes_one_percent_of_the_time_and_the_end_is_always_drawn(terminal, clock):

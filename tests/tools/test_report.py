@@ -134,15 +134,20 @@ def test_warnings_and_errors_of_the_log_are_told_with_their_lines_and_as_often_a
 
 
 def test_confusion_matrix_worst_samples_and_pictures_are_shown_where_the_folder_holds_them(run):
-    (run / "confusion_matrix.csv").write_text("true,cat,<dog>\ncat,9,1\n<dog>,3,7\n", encoding="utf-8")
-    (run / "worst_samples.csv").write_text("index,loss,label\n17,3.25,<dog>\n4,2.5,cat\n", encoding="utf-8")
-    (run / "worst_samples.png").write_bytes(PNG)
+    (run / "interpret").mkdir()
+    (run / "interpret/confusion.csv").write_text("true,cat,<dog>\ncat,9,1\n<dog>,3,7\n", encoding="utf-8")
+    (run / "interpret/confusion.png").write_bytes(PNG)
+    (run / "interpret/largest_loss.csv").write_text("index,score,label\n17,3.25,<dog>\n4,2.5,cat\n", encoding="utf-8")
+    (run / "interpret/largest_loss.png").write_bytes(PNG)
+    (run / "samples").mkdir()
+    (run / "samples/poem.txt").write_text("roses <are> red")
     (run / "pictures").mkdir()
     (run / "pictures/epoch3.png").write_bytes(PNG)
     (run / "pictures/broken.png").write_bytes(b"")
     page = Page(report(run))
     assert ["<dog>", "3", "7"] in page.rows and ["17", "3.25", "<dog>"] in page.rows
     assert page.tags.count("img") == 2 and "broken.png is no picture" in page.text
+    assert "roses <are> red" in page.text and "are" not in page.tags
 
 
 def test_a_matrix_of_many_classes_is_shown_as_its_picture_and_one_that_is_broken_as_a_table(run):
@@ -166,6 +171,15 @@ def test_a_history_that_is_broken_gives_the_rows_that_can_be_read_and_says_so(ru
     (run / "history.csv").write_bytes(content)
     page = Page(report(run))
     assert told in page.text and f"{epochs}\nepochs" in page.text
+
+
+def test_evaluations_within_an_epoch_have_places_of_their_own_and_a_loader_without_a_length_counts_updates(run):
+    (run / "history.csv").write_text("epoch,global_step,eval/acc\n0.5,10,0.2\n1,20,0.9\n1.5,30,0.4\n")
+    page = Page(report(run))
+    assert ["acc", "0.9", "1", "0.4"] in [row[:4] for row in page.rows] and "epoch 1.5\neval 0.4" in page.text
+    (run / "history.csv").write_text("epoch,global_step,eval/acc\n0.5,10,0.2\n0.5,20,0.9\n0.5,30,0.4\n")
+    page = Page(report(run))
+    assert ["acc", "0.9", "20", "0.4"] in [row[:4] for row in page.rows] and "update 30\neval 0.4" in page.text
 
 
 @pytest.mark.parametrize("name", ["history.csv", "config.json", "log.txt"])
