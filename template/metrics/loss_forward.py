@@ -49,10 +49,17 @@ class LossForward:
         return _Standing(self, is_replaying=True)
 
     def guarded(self, model, call):
+        is_inside = False  # ddp calls the model again, within its wrapper
+
         def answer(*args, **kwargs):
+            nonlocal is_inside
             if self.is_replaying:
                 return self._recorded(model, (args, kwargs))
+            if is_inside:
+                return call(*args, **kwargs)
+            is_inside = True
             output = call(*args, **kwargs)
+            is_inside = False  # after an error nothing is recorded any more
             self.records.append((model, (args, kwargs), output))
             return output
 
