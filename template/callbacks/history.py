@@ -209,6 +209,7 @@ class History(Callback):
             return
         started, path = time.perf_counter(), model.path_of("history.png")
         best = {name: (epoch, model.best_metric[name]) for name, epoch in model.best_epoch.items()}
+        best = {name.removeprefix("train/"): place for name, place in best.items()} | best  # as the panels are called
         try:
             with told_when_it_fails(path):
                 replace_file(path, draw(self.rows, path.parent.resolve().name, model.key_metric, best))

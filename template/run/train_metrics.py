@@ -146,7 +146,7 @@ class TrainMetrics:
 
     def _scores_of(self, batch):
         """Asking the models for their outputs, which are known or, in ``_make``, computed."""
-        if not self.own:
+        if self.trainer.evaluator.writes_scores and not self.is_dict:
             return score_dict(self.trainer.eval_scores_per_batch(batch))
         try:
             x, y = split_batch(batch, self.trainer.input_dtype)
