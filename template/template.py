@@ -101,6 +101,10 @@ class TemplateModel:
         """Look for mistakes on the first batch."""
         self.slice_tensors: bool = True
         """Read a DataLoader over a TensorDataset by slicing: the same batches, sooner."""
+        self.limit_train_batches: int | float | None = None
+        """Train on so many batches of each epoch, or on a share of them (0.1), for a quick look."""
+        self.limit_eval_batches: int | float | None = None
+        """The same for ``eval()``."""
         self.callbacks: Sequence[Any] | None = None
         """Callbacks that are added to the default set (progress bar, TensorBoard, history)."""
 
@@ -139,6 +143,8 @@ class TemplateModel:
         """When the schedule steps: "epoch" or "update"; None: what suits the type."""
         self.total_epochs: int | None = None
         """Length of the run; ``epochs(n)`` and ``fit(n)`` set it."""
+        self.total_updates: int | None = None
+        """Or its length in updates; ``updates(n)`` and ``fit(updates=n)`` set it."""
         self.warm_up_epoch: float = 0
         """Epochs of warm-up; a fraction counts updates."""
         self.warm_up_updates: int | None = None
@@ -171,6 +177,8 @@ class TemplateModel:
         """Also write ``last.pth`` when the last save is so many seconds ago."""
         self.keep_checkpoints: int | None = None
         """Keep the newest K ``epoch<N>.pth``; None: all of them."""
+        self.eval_per_steps: int | None = None
+        """Also evaluate every so many updates, in the middle of an epoch."""
         self.stop_when_save_fails: bool = False
         """Stop rather than go on without checkpoints; each save is waited for."""
 
@@ -330,29 +338,30 @@ class TemplateModel:
                 trainer.eval()
         """
         checks.require_init(self)
-        self.total_epochs = total  # which tells the schedules, see run/assignments.py
-        if self.epochs_done >= total or self.should_stop:
-            print(f"Nothing left to train: {self.epochs_done} of {total} epochs are done"
-                  f"{' and the run was stopped early' if self.should_stop else ''}.")
-        self.lifetime.will_be_closed = True
-        try:
-            while self.lifetime.has_more(total):
-                before = self.epochs_done, self.global_step
-                yield self.epochs_done + 1
-                self.lifetime.finish_epoch()
-                self.lifetime.leave_when_asked()
-                if (self.epochs_done, self.global_step) == before:
-                    raise RuntimeError("The body of `for epoch in trainer.epochs(n)` must call trainer.train_loop().")
-        finally:
-            self.lifetime.close()
+        return self.lifetime.pace.rounds(epochs=total)
 
-    def fit(self, total: int, save_per_epochs: int = 1) -> dict[str, float]:
+    def updates(self, total: int) -> Iterator[int]:
+        """The same until ``total`` updates are done in the whole run: the last epoch may end in its middle. For runs that
+        count updates, and for loaders without an end.
+
+            for epoch in trainer.updates(20_000):
+                trainer.train_loop()
+                trainer.eval()
+        """
+        checks.require_init(self)
+        return self.lifetime.pace.rounds(updates=total)
+
+    def fit(self, total: int | None = None, save_per_epochs: int = 1, updates: int | None = None) -> dict[str, float]:
         """The loop itself: ``total`` epochs of ``train_loop`` and, where there is an ``eval_loader``, ``eval``.
+
+        Args:
+            updates: in place of ``total``: that many updates, see ``updates()``.
 
         Returns:
             ``best_metric``.
         """
-        for _ in self.epochs(total):
+        checks.require_one_length(total, updates)
+        for _ in self.lifetime.pace.rounds(total, updates):
             self.lifetime.will_evaluate = True
             self.train_loop()
             if self.eval_loader is not None:
@@ -436,8 +445,6 @@ class TemplateModel:
             call(self)
         if self.global_step % self.log_per_step == 0:
             self._log()
-        if self.checkpoints.is_due():
-            self.checkpoints.save_last()
         self.lifetime.after_update()
 
     def _log(self):
@@ -485,15 +492,13 @@ class TemplateModel:
                 lifetime.half_evaluated = True
                 improved = note_best(self, result)
                 line = values_line(result, [self.key_metric])
-                print(f"epoch {self.epoch:3d} eval  | {line}{f' | {improved} {self.key_metric}' if improved else ''}")
+                where = f" at update {self.global_step}" if lifetime.is_mid_epoch else " "
+                print(f"epoch {self.epoch:3d} eval{where} | {line}{f' | {improved} {self.key_metric}' if improved else ''}")
                 for call in self.hooks.on_eval_result:
                     call(self, result)
                 if improved:  # the weights that were scored: a callback may have put averages in their place
                     self.checkpoints.save_best()
-            losses = [value for name, value in result.items() if name in self.eval_loss_names and name.endswith("tol_loss")]
-            tell = self.lr_schedule.note_result if lifetime.is_mid_epoch else self.lr_schedule.after_epoch
-            tell(self.epoch, score, losses[0] if losses else None)
-            lifetime.finish_evaluation(save_per_epochs)
+            lifetime.finish_evaluation(score, save_per_epochs)
         return score
 
     def eval_loop(self, save_per_epochs: int = 1) -> float:

@@ -163,7 +163,8 @@ def test_training_announces_its_events_in_the_order_of_its_docstring(accumulate_
     trainer.check_init(use_tb=False)
     trainer.train_loop()
     promised = promised_order(6, accumulate_steps, log_per_step)  # 53 samples in batches of 10
-    assert set(promised) >= {"on_run_start", "on_train_start", "on_batch", "train_step", "on_before_step", "clip", "on_after_step",
+    assert set(promised) >= {"on_run_start", "on_train_start", "on_batch", "train_step", "on_before_step", "clip",
+                             "on_after_step",
                              "on_log", "on_train_end"}
     assert recorder.seen == promised
 

@@ -1,4 +1,4 @@
-"""A row per epoch in ``history.csv``, and the curves in ``history.png``.
+"""A row per epoch in ``history.csv``, and one per evaluation in the middle of an epoch; the curves in ``history.png``.
 
     epoch,global_step,train/tol_loss,eval/tol_loss,eval/acc,lr,seconds      # lr/<name> where there are several groups
 
@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.nested import loader_length
 from ..hooks import Callback
 from ..output.csv_table import CsvTable, digest, read
 from ..output.curves import draw
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ..template import TemplateModel
 
 _FILE = "history.csv"
-_KEY = "epoch"
+_KEY = "global_step"
 _AT_THE_END = ("lr", "seconds")
 _FEWEST, _MOST = 8, 24  # rows that a checkpoint holds: those before them were brought to the disk, which costs a wait
 _PNG_EVERY_SECONDS = 30.0
@@ -68,14 +69,16 @@ class History(Callback):
         self._began = self._began or self._started
 
     def on_train_end(self, model: TemplateModel, result: dict[str, float]) -> None:
-        self._row = {_KEY: model.epoch, "global_step": model.global_step}
+        self._row = {"epoch": model.epoch, _KEY: model.global_step}
         self._row |= {f"train/{name}": value for name, value in result.items() if isinstance(value, float)}
-        rates = rates_by_name(model.optimizer_list)
-        self._row |= {"lr" if len(rates) == 1 else f"lr/{name}": rate for name, rate in rates.items()}
+        self._row |= _rates(model)
         self._row["seconds"] = round(time.perf_counter() - self._started, 3)
 
     def on_eval_result(self, model: TemplateModel, result: dict[str, Any]) -> None:
-        row = self._row or next((dict(row) for row in self._newest if row[_KEY] == model.epoch), None)
+        if model.lifetime.is_mid_epoch:
+            row: Any = {"epoch": _place(model), _KEY: model.global_step} | _rates(model)
+        else:
+            row = self._row or next((dict(row) for row in self._newest if row["epoch"] == model.epoch), None)
         if row is None:  # an evaluation before any training
             return
         row |= {f"eval/{name}": float(value) for name, value in result.items() if isinstance(value, float)}
@@ -117,7 +120,7 @@ class History(Callback):
                 earlier = self._earlier_in(table.path) if self._earlier else []
                 if row is not None and len(earlier) < self._earlier:
                     print(f"{table.path} was deleted or changed. It goes on with {len(earlier)} of the {self._earlier} rows "
-                          f"before epoch {self._newest[0][_KEY]}.")
+                          f"before epoch {self._newest[0]['epoch']}.")
                 self._write_all(table, earlier)
             self._is_written = True
 
@@ -127,7 +130,7 @@ class History(Callback):
         written = {_as_text(row) for row in (*earlier, *self._newest)}
         lost = [row for row in present if _as_text(row) not in written]
         if len(lost) > _FEWEST or not present and table.has_lines():
-            print(f"{table.path} is written anew from epoch {self._newest[0][_KEY]} on. What it held is kept in "
+            print(f"{table.path} is written anew from epoch {self._newest[0]['epoch']} on. What it held is kept in "
                   f"{table.set_aside().name}.")
         table.replace([*earlier, *self._newest])
         self._earlier, self._digest = len(earlier), digest(earlier)
@@ -191,7 +194,7 @@ class History(Callback):
         what, rows = f"{paths[0]} was deleted or changed since this checkpoint was written", found[0]
         if len(rows) == self._earlier:
             return rows, [f"{what}: its rows stay as they are now"]
-        return rows, [f"{what}: it has {len(rows)} of the {self._earlier} rows before epoch {self._newest[0][_KEY]}. "
+        return rows, [f"{what}: it has {len(rows)} of the {self._earlier} rows before epoch {self._newest[0]['epoch']}. "
                       "Nothing else needs them: the training goes on exactly"]
 
     # --- the picture ----------------------------------------------------------------------------------------------
@@ -219,6 +222,19 @@ class History(Callback):
         self._drawn_row, self._drawn = self._newest[-1], time.perf_counter()
         self._one_drawing = self._drawn - started
         self._drawing += self._one_drawing
+
+
+def _rates(model):
+    rates = rates_by_name(model.optimizer_list)
+    return {"lr" if len(rates) == 1 else f"lr/{name}": rate for name, rate in rates.items()}
+
+
+def _place(model):
+    """How far the training is in its epochs: 2.25 within the third. Nobody knows where the middle of a loader without a
+    length is: all of its places are 2.5."""
+    batches = loader_length(model.train_batches)
+    share = 0.5 if not batches else model.batches_done / (batches * model.world.size)
+    return round(model.epoch - 1 + min(share, 0.999), 6)
 
 
 def _number(cell):

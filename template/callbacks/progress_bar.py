@@ -143,9 +143,12 @@ class ProgressBar(Callback):
     def _seconds_left(self, model):
         """Of the whole run, where its length is known, by the time of this epoch and of the one before."""
         updates, done = model.updates_per_epoch(), _updates_begun(model)
-        if self._start is None or not updates or not done or model.total_epochs is None:
+        is_known = model.total_updates is not None or updates and done and model.total_epochs is not None
+        if self._start is None or not is_known:
             return None
         speed = model.stepper.speed.since(self._start)
+        if model.total_updates is not None:
+            return speed["ms_per_update"] / 1000 * max(model.total_updates - model.global_step, 0) if speed else None
         of_this = speed["ms_per_update"] / 1000 * updates if speed else 0.0
         epochs_after = max(model.total_epochs - model.epoch, 0)
         return of_this * max(1 - done / updates, 0) + epochs_after * (self._epoch_seconds or of_this)

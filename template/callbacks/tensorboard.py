@@ -1,7 +1,8 @@
 """TensorBoard events under ``runs/<run>/``: open them with ``tensorboard --logdir runs``.
 
 Training and evaluation of one quantity share one chart: ``epoch/<name>`` (x: epoch) is written to the sub-folders
-``train`` and ``eval``. What is counted in updates has other tags: ``update/<loss>``, ``lr/<parameter group>``, ``speed/…``,
+``train`` and ``eval``. What is counted in updates has other tags: ``update/<name>`` (an evaluation in the middle of an epoch
+writes it to the sub-folder ``eval_at_update``, beside the training's), ``lr/<parameter group>``, ``speed/…``,
 ``weights/…``, ``grads/…``.
 """
 
@@ -47,7 +48,8 @@ class TensorBoard(Callback):
             writer = type(model.writer)(str(Path(model.writer.log_dir) / part)) if part else model.writer
             self._parts[part] = writer
             next_update = model.global_step + (not model.running_losses.recent)  # a window that is open is logged again
-            _void(writer, model.epoch if part else next_update)
+            by_updates = {"": next_update, "eval_at_update": model.global_step + 1}
+            _void(writer, by_updates.get(part, model.epoch))
         return self._parts[part]
 
     def on_train_start(self, model: TemplateModel) -> None:
@@ -106,8 +108,13 @@ class TensorBoard(Callback):
     def on_eval_result(self, model: TemplateModel, result: dict[str, Any]) -> None:
         if model.writer is None:
             return
-        points = {f"epoch/{name}": value for name, value in result.items() if isinstance(value, float)}
-        _add_scalars(self._part(model, "eval"), points, model.epoch)
+        values = {name: value for name, value in result.items() if isinstance(value, float)}
+        if model.eval_per_steps or model.lifetime.is_mid_epoch:
+            points = {f"update/{name}": value for name, value in values.items()}
+            _add_scalars(self._part(model, "eval_at_update"), points, model.global_step)
+        if not model.lifetime.is_mid_epoch:
+            points = {f"epoch/{name}": value for name, value in values.items()}
+            _add_scalars(self._part(model, "eval"), points, model.epoch)
 
     def on_exit(self, model: TemplateModel) -> None:
         if self._parts:  # else nothing was written, and asking for a writer would make an empty run

@@ -6,6 +6,7 @@
 - ``resized.py``: how are the same samples read in batches of another size?
 - ``position.py``: where in an epoch does a run go on, also when its loader has changed?
 - ``shares.py``: which batches does each of several processes get?
+- ``limited.py``: how are the first batches of an epoch taken for all of it?
 - ``agreement.py``: do all of them read the same data in the same order, or each its own? ``Divided``.
 - ``nested.py``: how does a nested batch reach the device, and what is in it?
 - ``open_files.py``: is a file open that forked workers would share?

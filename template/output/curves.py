@@ -64,7 +64,13 @@ def draw(rows: list[dict[str, Any]], title: str, key: str | None = None,
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # type: ignore  # optional
     from matplotlib.figure import Figure  # type: ignore  # optional
 
-    panels, left_out = panels_of(rows, key, best or {})
+    best = {name: (_place_of(value, name, rows, epoch), value) for name, (epoch, value) in (best or {}).items()}
+    unit = "epoch"
+    if any(later["epoch"] <= row["epoch"] for row, later in zip(rows, rows[1:])):  # of a loader without a length
+        unit = "update"
+        best = {name: (_updates_at(epoch, value, name, rows), value) for name, (epoch, value) in best.items()}
+        rows = [row | {"epoch": row["global_step"]} for row in rows]
+    panels, left_out = panels_of(rows, key, best)
     columns = max(1, min(4, math.ceil(math.sqrt(len(panels)))))
     lines = max(1, math.ceil(len(panels) / columns))
     width, height = columns * _WIDTH, lines * _HEIGHT + _HEADING
@@ -75,15 +81,25 @@ def draw(rows: list[dict[str, Any]], title: str, key: str | None = None,
         left, bottom = index % columns * _WIDTH, (lines - 1 - index // columns) * _HEIGHT
         axes = figure.add_axes(((left + _LEFT) / width, (bottom + _BOTTOM) / height,
                                 (_WIDTH - _LEFT - _RIGHT) / width, (_HEIGHT - _TOP - _BOTTOM) / height))
-        _draw_panel(axes, panel, family)
+        _draw_panel(axes, panel, family, unit)
     more = f"   ({left_out} more quantities are in history.csv)" if left_out else ""
-    figure.text(_LEFT / width, 1 - 0.65 * _HEADING / height, _plain(f"{title}  ·  {summary(rows, key, best or {})}{more}"),
+    figure.text(_LEFT / width, 1 - 0.65 * _HEADING / height, _plain(f"{title}  ·  {summary(rows, key, best, unit)}{more}"),
                 size=11, va="center", family=family)
     image = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of a script that no font here has: boxes are shown
         figure.savefig(image, dpi=100)
     return image.getvalue()
+
+
+def _place_of(value, name, rows, epoch):
+    """Where the row with the best value is: an evaluation within an epoch has a place of its own."""
+    return next((row["epoch"] for row in reversed(rows) if row.get(f"eval/{name}") == value), epoch)
+
+
+def _updates_at(epoch, value, name, rows):
+    found = [row["global_step"] for row in rows if row.get(f"eval/{name}") == value]
+    return found[-1] if found else next((row["global_step"] for row in rows if row["epoch"] >= epoch), 0)
 
 
 def summary(rows: list[dict[str, Any]], key: str | None, best: dict[str, tuple[int, float]], unit: str = "epoch") -> str:
@@ -157,7 +173,7 @@ def _line_of_many(name, points, number):
 # --- drawing --------------------------------------------------------------------------------------------------------
 
 
-def _draw_panel(axes, panel, family):
+def _draw_panel(axes, panel, family, unit="epoch"):
     from matplotlib.ticker import MaxNLocator  # type: ignore  # optional
 
     lines = [line for line in panel.lines if len(line.x)]
@@ -167,13 +183,13 @@ def _draw_panel(axes, panel, family):
                   linestyle=":" if line.is_dotted else "-")
     if panel.best is not None and math.isfinite(panel.best[1]):
         axes.plot(*([value] for value in panel.best), "*", color="crimson", markersize=10,
-                  label=f"best {panel.best[1]:.4g} (epoch {panel.best[0]})")
+                  label=f"best {panel.best[1]:.4g} ({unit} {panel.best[0]:.8g})")
     if lines:
         _scale(axes, lines, panel.best)
     axes.set_title(_plain(shortened(panel.title)), size=9, family=family, pad=4)
     axes.tick_params(labelsize=7.5, length=2.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-    axes.set_xlabel("epoch", size=7.5, labelpad=1)
+    axes.set_xlabel(unit, size=7.5, labelpad=1)
     axes.grid(alpha=0.3)
     if len(axes.get_legend_handles_labels()[0]) > (panel.title == "learning rate"):
         falls = bool(lines) and lines[0].y[-1] <= lines[0].y[0]

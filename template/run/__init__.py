@@ -13,6 +13,7 @@
 - ``explain.py``: what is added to an error on the first batch?
 - ``class_attributes.py``: what of a subclass's class body counts?
 - ``checkpoints.py``: when is a run saved?
+- ``pace.py``: how long is a run, and when is it evaluated within an epoch?
 - ``lifetime.py``: how does a run go on, how is it left and closed?
 - ``signals.py``: what happens at Ctrl-C and SIGTERM?
 - ``requests.py``: what can a trainer be asked for around its loop?

@@ -58,7 +58,7 @@ def _train_loader(trainer, loader):
     checks.check_loader(loader, "train_loader")
 
     def begin():
-        trainer.train_batches = batches_to_train(trainer, loader)
+        trainer.train_batches = batches_to_train(trainer, loader, trainer.limit_train_batches)
         trainer.lr_schedule.replan(trainer)
 
     trainer.lifetime.at_next_epoch("train_loader", begin)
@@ -70,7 +70,7 @@ def _eval_loader(trainer, loader):
     if trainer.test_loader is trainer.eval_loader:  # one loader by two names
         trainer.evaluator.set_test_loader(loader)
         vars(trainer)["test_loader"] = loader
-    trainer.evaluator.set_loader(loader)
+    trainer.evaluator.set_loader(loader, trainer.limit_eval_batches)
 
 
 def _test_loader(trainer, loader):
@@ -135,6 +135,27 @@ def _total_epochs(trainer, total):
         trainer.lr_schedule.replan(trainer, total_epochs=total)
 
 
+def _total_updates(trainer, total):
+    if total is not None:
+        checks.check_count("total_updates", total)
+        trainer.lr_schedule.replan(trainer, total_updates=total)
+
+
+def _limit_train_batches(trainer, limit):
+    checks.check_limit("limit_train_batches", limit)
+
+    def begin():
+        trainer.train_batches = batches_to_train(trainer, trainer.train_loader, limit)
+        trainer.lr_schedule.replan(trainer)
+
+    trainer.lifetime.at_next_epoch("train_loader", begin)
+
+
+def _limit_eval_batches(trainer, limit):
+    checks.check_limit("limit_eval_batches", limit)
+    trainer.evaluator.set_loader(trainer.eval_loader, limit)
+
+
 def _should_stop(trainer, value):
     checks.check_stop(value)
 
@@ -143,7 +164,8 @@ _EFFECTS = {"train_loader": _train_loader, "eval_loader": _eval_loader, "test_lo
             "accumulate_steps": _accumulate_steps, "amp": _amp, "clip_grad": _clip_grad,
             "skip_non_finite": _skip_non_finite, "criterion": _criterion, "eval_metrics": _eval_metrics,
             "train_metrics": _train_metrics, "callbacks": _callbacks, "total_epochs": _total_epochs,
-            "should_stop": _should_stop}
+            "total_updates": _total_updates, "limit_train_batches": _limit_train_batches,
+            "limit_eval_batches": _limit_eval_batches, "should_stop": _should_stop}
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -92,6 +92,13 @@ def check_stop(value):
                          f"the middle of the epoch), got {value!r}.")
 
 
+def check_limit(name, limit):
+    is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+    if limit is not None and not (is_number and (limit >= 1 if isinstance(limit, int) else 0 < limit <= 1)):
+        raise ValueError(f"{name} must be a number of batches (20), a share of them as a float in (0, 1] (0.1), or None for "
+                         f"all of them; got {limit!r}.")
+
+
 def check_count(name, value):
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
@@ -122,9 +129,12 @@ def _check_choices(model):
     for mode in modes.values() if isinstance(modes, dict) else [modes]:
         if mode not in (None, "max", "min"):
             raise ValueError(f"key_metric_mode must be 'max', 'min' or a dict of these, got {model.key_metric_mode!r}.")
-    for name in ("log_per_step", "accumulate_steps", "save_per_steps", "keep_checkpoints", "warm_up_updates"):
+    for name in ("log_per_step", "accumulate_steps", "save_per_steps", "keep_checkpoints", "warm_up_updates",
+                 "eval_per_steps", "total_updates"):
         if getattr(model, name) is not None:
             check_count(name, getattr(model, name))
+    check_limit("limit_train_batches", model.limit_train_batches)
+    check_limit("limit_eval_batches", model.limit_eval_batches)
     check_stop(model.should_stop)
     check_skip(model.skip_non_finite)
     seconds = model.save_per_seconds
@@ -344,6 +354,13 @@ def require_no_init(model):
     _require_super_init(model)
     if model.hooks is not None:
         raise RuntimeError("check_init() was called already, and set up folder, log and callbacks. Make a new trainer.")
+
+
+def require_one_length(epochs, updates):
+    """Of ``fit()``."""
+    if (epochs is None) == (updates is None):
+        raise TypeError(f"fit() needs the length of the run once: fit(30) for epochs or fit(updates=20_000). Got {epochs!r} "
+                        f"epochs and {updates!r} updates.")
 
 
 def require_eval_loader(model):

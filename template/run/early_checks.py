@@ -84,10 +84,13 @@ def check_length(model, updates_per_epoch):
         ValueError: the loader does not tell.
     """
     per_update = model.lr_scheduler_interval in (None, "update")
-    if model.lr_scheduler_list is None and model.lr_scheduler_type in FACTORS and per_update and updates_per_epoch is None:
+    counts_epochs = model.total_epochs is not None and model.total_updates is None
+    is_named = model.lr_scheduler_list is None and model.lr_scheduler_type in FACTORS
+    if is_named and per_update and counts_epochs and updates_per_epoch is None:
         raise ValueError(
             f"lr_scheduler_type={model.lr_scheduler_type!r} per update needs the number of updates of an epoch, and this "
-            "train_loader has no len(). Set lr_scheduler_interval='epoch', or give the loader a __len__."
+            "train_loader has no len(). Count updates, with trainer.updates(n) or fit(updates=n), set "
+            "lr_scheduler_interval='epoch', or give the loader a __len__."
         )
 
 

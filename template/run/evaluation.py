@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from ..data.agreement import require_same
+from ..data.limited import limited
 from ..data.loaders import make_batches
 from ..data.nested import loader_length
 from ..data.seeding import rng_kept
@@ -67,9 +68,10 @@ class Evaluator:
         self.is_complete = False             # that evaluation came to its end
         self.told_rule_of: str | None = None  # the metric of which it was said what counts as best
 
-    def set_loader(self, loader):
-        """What ``score`` reads from now on."""
-        self.batches = self.by_prefix(loader, "eval_loader")
+    def set_loader(self, loader, limit=None):
+        """What ``score`` reads from now on, of each loader up to ``limit`` batches: see ``limit_eval_batches``."""
+        self.batches = {prefix: limited(batches, limit, "limit_eval_batches")
+                        for prefix, batches in self.by_prefix(loader, "eval_loader").items()}
 
     def set_test_loader(self, loader):
         """What ``score_test`` reads from now on; None: what ``score`` reads."""

@@ -23,6 +23,7 @@ from ..output import forks, run_folder
 from ..output.run_lock import RunInUse
 from ..output.warn import warnings_noted
 from ..parallel.gradients import explained
+from .pace import Pace
 from .reports import tell_end
 from .signals import STOP_NOW, Interrupted, Left, StopRequest, ending, is_interactive
 from .weights_for_use import WeightsForUse
@@ -45,6 +46,7 @@ class Lifetime:
         self.checkpoints = checkpoints
         self.weights = WeightsForUse(trainer)
         self.stop_request = StopRequest()
+        self.pace = Pace(trainer, self)
         self.open_epoch: Any = None  # number of the epoch that was trained but is not over
         self.trained: dict[str, Any] = {}  # means over the samples of the epoch that was trained last
         self.evaluated_epoch = None  # number of the epoch that was evaluated last
@@ -78,6 +80,7 @@ class Lifetime:
         self._require_place()
         self._began = self._began or time.perf_counter()
         self._take_up()
+        self.pace.pay()
         self.finish_epoch()
         self.leave_when_asked()
         if self.only_looks:
@@ -106,20 +109,24 @@ class Lifetime:
         self.open_epoch, self.trained = self.trainer.epoch, result
 
     def after_update(self):
-        """Between two updates: here the training may be left, or paused."""
-        trainer = self.trainer
-        self._whole = trainer.global_step, trainer.batches_done
-        if trainer.should_stop == "now":
+        """Between two updates: evaluate and save when it is time. Here the training may be left, or paused."""
+        self._whole = self.trainer.global_step, self.trainer.batches_done
+        self.pace.evaluate_when_due()
+        if self.checkpoints.is_due():
+            self.checkpoints.save_last()
+        if self.trainer.should_stop and self.pace.wants_stop():
             self.stop_request.ask(STOP_NOW)
         if self.stop_request.signal == STOP_NOW:
             self._take_stop()
             raise Paused
         self.leave_when_asked()
+        if self.pace.is_at_goal():
+            raise Paused
 
     def _take_stop(self):
-        """A callback of some rank set ``should_stop = "now"``, and all ranks know it."""
+        """A callback of some rank set ``should_stop``, and all ranks know it and are at the same place."""
         self.stop_request.take()
-        self.trainer.should_stop = "now"
+        self._agree_to_stop(True)
 
     def _pause(self):
         """The training ends within an epoch. It goes on from here in the same way, to the same bits: this trainer, or one
@@ -127,8 +134,9 @@ class Lifetime:
         if self.trainer.global_step != self.checkpoints.saved_step:
             self.checkpoints.save_last(beside=False)
         self._note_place()
-        self.say(f"Stopped at {self.where()}, in the middle of the epoch, and saved in {self.trainer.ckpt_dir}. "
-                 "load_state('auto') continues there.")
+        if self.trainer.should_stop:
+            self.say(f"Stopped at {self.where()}, in the middle of the epoch, and saved in {self.trainer.ckpt_dir}. "
+                     "load_state('auto') continues there.")
 
     def _take_up(self):
         """The same trainer goes on after a signal, an error or an interrupt ended the training."""
@@ -145,10 +153,10 @@ class Lifetime:
                 trainer.running_losses.forget(trainer.batches_done - batches_done)
                 trainer.batches_done = batches_done
 
-    def has_more(self, total):
-        """Whether ``epochs(total)`` goes on: the one place where all ranks look at ``should_stop``, wherever it was set."""
-        self._agree(f"epochs({total})")
-        self._is_done = self.trainer.epochs_done >= total or self.trainer.should_stop
+    def has_more(self, call):
+        """Whether the loop goes on: the one place where all ranks look at ``should_stop``, wherever it was set."""
+        self._agree(call)
+        self._is_done = self.pace.is_over or bool(self.trainer.should_stop)
         return not self._is_done
 
     def _agree(self, call):
@@ -163,8 +171,10 @@ class Lifetime:
 
     def skips_evaluation(self):
         """The training was stopped, and there is nothing new to evaluate, or no time: a loop that goes on after the stop."""
-        stop, is_done = self.trainer.should_stop, self.evaluated_epoch == self.trainer.epoch
-        return stop and (is_done or stop == "now" and self.will_be_closed and self.is_mid_epoch)
+        stop = self.trainer.should_stop
+        is_done = self.evaluated_epoch == self.trainer.epoch or self.pace.evaluated_step == self.trainer.global_step
+        has_no_time = stop == "now" and self.will_be_closed and self.is_mid_epoch
+        return stop and not self.pace.is_evaluating and (is_done or has_no_time)
 
     def at_next_epoch(self, name, change):
         """Call ``change()`` before the next epoch, or now where none is under way. A later one by the same name counts."""
@@ -205,9 +215,17 @@ class Lifetime:
         """Something of the present epoch is left to train."""
         return self.open_epoch is None and self.trainer.epoch > self.trainer.epochs_done
 
-    def finish_evaluation(self, save_per_epochs):
+    def finish_evaluation(self, score, save_per_epochs):
         """The epoch was evaluated and noted: it is over, and saved. One that is under way goes on, and is saved as soon as
         the running update is done."""
+        trainer, schedule = self.trainer, self.trainer.lr_schedule
+        losses = [value for name, value in trainer.eval_result.items()
+                  if name in trainer.eval_loss_names and name.endswith("tol_loss")]
+        tell = schedule.after_epoch
+        if self.is_mid_epoch:
+            tell = schedule.after_evaluation if self.pace.is_evaluating or self.pace.is_owed else schedule.note_result
+        tell(trainer.epoch, score, losses[0] if losses else None)
+        self.pace.note_evaluation()
         self.half_evaluated = False
         if self.is_mid_epoch and self._depth > 1:
             self.checkpoints.save_soon()

@@ -48,7 +48,8 @@ def tell_end(trainer: TemplateModel, seconds: float) -> None:
     best, done = best_in_words(trainer), trainer.epochs_done
     folder = trainer.path_of(".")
     files = [name for name in _FILES if (folder / name).exists()]
-    lines = [f"=== {done} epoch{'s' * (done != 1)} done, {_clock(seconds)} ===", *([f"  best {best}"] if best else []),
+    what = f"{done} epoch{'s' * (done != 1)}" if trainer.total_updates is None else f"{trainer.global_step:,} updates"
+    lines = [f"=== {what} done, {_clock(seconds)} ===", *([f"  best {best}"] if best else []),
              f"  {trainer.ckpt_dir}: {', '.join(files)}"]
     if trainer.run_name and os.path.isdir(os.path.join(trainer.started_in, run_folder.TENSORBOARD_ROOT, trainer.run_name)):
         lines.append(f"  curves: tensorboard --logdir {run_folder.TENSORBOARD_ROOT.removeprefix('./')}")

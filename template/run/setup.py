@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..checkpoint.state import refuse_unsavable
+from ..data.limited import limited
 from ..data.loaders import make_batches, notes_on_last_round
 from ..data.seeding import seed_everything, seed_of_run
 from ..data.shares import Share
@@ -75,9 +76,9 @@ def _build(trainer, callbacks, overrides, log_name, clean_log, arg, use_tb):
         trainer.is_sharded = parallel.is_sharded
     attach_sources(trainer, callbacks)
 
-    trainer.train_batches = batches_to_train(trainer, trainer.train_loader)
+    trainer.train_batches = batches_to_train(trainer, trainer.train_loader, trainer.limit_train_batches)
     trainer.evaluator = Evaluator(trainer, overrides)
-    trainer.evaluator.set_loader(trainer.eval_loader)
+    trainer.evaluator.set_loader(trainer.eval_loader, trainer.limit_eval_batches)
     trainer.evaluator.set_test_loader(trainer.test_loader)
     trainer.evaluator.agree()
     set_train_metrics(trainer, trainer.train_metrics)
@@ -106,13 +107,13 @@ def _build(trainer, callbacks, overrides, log_name, clean_log, arg, use_tb):
         print(f"  {note}")
 
 
-def batches_to_train(trainer: TemplateModel, loader):
-    """What ``loader`` gives this process in training."""
+def batches_to_train(trainer: TemplateModel, loader, limit=None):
+    """What ``loader`` gives this process in training; ``limit`` is ``limit_train_batches``."""
     share = Share(trainer.world.rank, trainer.world.size, gather=trainer.world.gather, name="train_loader")
     batches = make_batches(loader, trainer.seed, torch.device(trainer.device), trainer.slice_tensors, share)
     if trainer.world.size > 1:
         batches.agree()
-    return batches
+    return limited(batches, limit, "limit_train_batches")
 
 
 def _meet_others(trainer):

@@ -54,7 +54,7 @@ def build_schedule(model: TemplateModel, updates_per_epoch: int | None, key_mode
                         warm_up_interval, watched)
     if model.eval_loader is None and not str(model.key_metric).startswith(("train/", "train_")):
         schedule.warn_without_evaluations()
-    if model.total_epochs is not None:
+    if model.total_epochs is not None or model.total_updates is not None:
         schedule.replan(model)
     return schedule
 
@@ -94,10 +94,11 @@ class Schedule:
         self.warm_up_interval = warm_up_interval
         self.watched = watched
         self.intervals = [_interval_of(scheduler, interval) for scheduler in self.schedulers]  # None: not known yet
-        self.planned: Any = None  # [total epochs, updates per epoch] that the rates are planned for
+        self.planned: Any = None  # [total epochs or "… updates", updates per epoch] that the rates are planned for
         self.result: Any = None   # [epoch, key metric, loss] of the last evaluation before an epoch was over
         self.last_epoch_stepped = 0
         self.last_epoch_judged = 0       # by plateau schedules
+        self.judged_within = 0           # the epoch that they judged in its middle, with eval_per_steps
         self.warm_up_just_ended = False  # by the last update: its epoch is still the warm-up's, not the schedule's
         self._named = [scheduler for scheduler in self.schedulers if isinstance(scheduler, NamedSchedule)]
         self._watched = [Watched(scheduler, f"lr_scheduler_list[{i}]") for i, scheduler in enumerate(self.schedulers)]
@@ -138,7 +139,7 @@ class Schedule:
             if not scheduler.total:
                 raise ValueError(
                     f"lr_scheduler_type={scheduler.name!r} needs the length of the run and does not know it. Loop with "
-                    "`for epoch in trainer.epochs(n)` or set total_epochs in __init__."
+                    "`for epoch in trainer.epochs(n)` or trainer.updates(n), or set total_epochs in __init__."
                 )
 
     def after_update(self):
@@ -157,6 +158,14 @@ class Schedule:
     def note_result(self, epoch, key_metric=None, loss=None):
         """What is known of an epoch before it is over (an evaluation in its middle): it counts if nothing follows."""
         self.result = [epoch, key_metric, loss]
+
+    def after_evaluation(self, epoch, key_metric=None, loss=None):
+        """One of the evaluations that come every so many updates: plateau schedules step at each of them."""
+        self.judged_within = epoch
+        for one in () if self.warming_up else self._plateaus:
+            value = self._plateau_value(one.scheduler, key_metric, loss)
+            if value is not None:
+                one.step(value)
 
     def after_epoch(self, epoch, key_metric=None, loss=None):
         """Epoch number ``epoch`` was trained, and evaluated where ``key_metric`` or ``loss`` is given.
@@ -186,7 +195,7 @@ class Schedule:
     def finish_epoch(self, epoch):
         """The epoch is over. Plateau schedules that saw no evaluation at its end take what came before: the last evaluation
         in its middle, or the training loss where there is nothing to evaluate."""
-        if epoch <= self.last_epoch_judged or not self._plateaus:
+        if epoch <= max(self.last_epoch_judged, self.judged_within) or not self._plateaus:
             return
         if self.result is None or self.result[0] != epoch:
             self._tell("not evaluated", f"Epoch {epoch} was not evaluated, so plateau schedules did not step: they count "
@@ -226,31 +235,37 @@ class Schedule:
 
     # --- the length of the run ------------------------------------------------------------------------------------
 
-    def replan(self, trainer: TemplateModel, total_epochs: int | None = None, accumulate_steps: int | None = None) -> None:
+    def replan(self, trainer: TemplateModel, total_epochs: int | None = None, accumulate_steps: int | None = None,
+               total_updates: int | None = None) -> None:
         """How long the run is may have changed. A run that was made longer follows the longer schedule; where an epoch has
         another number of updates, the named schedules go on from the present rate and end with the run.
 
         Args:
             total_epochs: epochs of the whole run, counted from its very first; None: what the trainer has.
             accumulate_steps: batches per update from now on; None: what the trainer has.
+            total_updates: updates of the whole run, where these are counted; None: what the trainer has.
 
         Raises:
             ValueError: a length is needed and not known.
         """
-        before = self.planned[0] if self.planned is not None else None
-        left = Left(trainer, total_epochs or trainer.total_epochs or before, accumulate_steps)
+        before = self.planned[0] if self.planned is not None and isinstance(self.planned[0], int) else None
+        left = Left(trainer, total_epochs or trainer.total_epochs or before, accumulate_steps, total_updates)
         if None in self.intervals:
             self._decide(left)
         if trainer.hooks is not None:  # else there is no log yet
             self._tell_of_lengths(left)
-        if left.total_epochs is None:
+        if left.length is None:
             return
+        if left.total_updates is not None and left.updates_per_epoch is None and trainer.hooks is not None:
+            for name in [type(one.scheduler).__name__ for one in self._per_epoch]:
+                self._tell(name, f"{name} steps at the end of an epoch, which a loader without a length may never reach. "
+                                 'Set lr_scheduler_interval = "update", and its lengths in updates.')
         if trainer.hooks is not None:
-            for line in too_short(self, left.total_epochs, left.updates_per_epoch):
+            for line in too_short(self, left.total_epochs, left.updates_per_epoch, left.total_updates):
                 self._tell(line, line)
-        is_other_run = self.planned is None or self.planned[0] != left.total_epochs
+        is_other_run = self.planned is None or self.planned[0] != left.length
         is_other_epoch = not is_other_run and self.planned[1] != left.updates_per_epoch
-        self.planned = [left.total_epochs, left.updates_per_epoch]
+        self.planned = [left.length, left.updates_per_epoch]
         for scheduler in self._named:
             end = max(scheduler.last_epoch + self._steps_left(left), 1)
             if is_other_run:
@@ -270,10 +285,17 @@ class Schedule:
         interval = self.interval or "epoch"
         warm_up = max((one.total_epoch - one.last_epoch for one in self.warm_ups), default=0)
         mixed = bool(self.warm_ups) and interval != self.warm_up_interval
-        if left.updates_per_epoch is None and (interval == "update" or mixed):
+        if interval == "epoch" and left.total_epochs is None:
+            raise ValueError(
+                f"lr_scheduler_type={self._named[0].name!r} per epoch needs the number of epochs, and {left.total_updates} "
+                "updates of this train_loader, which has no len(), make no number of epochs. Set lr_scheduler_interval = "
+                "'update'."
+            )
+        if left.updates is None and interval == "update" or left.updates_per_epoch is None and mixed:
             raise ValueError(
                 f"lr_scheduler_type={self._named[0].name!r} per update needs the number of updates of an epoch, and this "
-                "train_loader has no len(). Set lr_scheduler_interval='epoch', or give the loader a __len__."
+                "train_loader has no len(). Count updates, with trainer.updates(n) or fit(updates=n), set "
+                "lr_scheduler_interval='epoch', or give the loader a __len__."
             )
         if interval == "update":
             return max(left.updates - max(warm_up, 0), 0)
@@ -340,6 +362,7 @@ class Schedule:
             "result": self.result,
             "last_epoch_stepped": self.last_epoch_stepped,
             "last_epoch_judged": self.last_epoch_judged,
+            "judged_within": self.judged_within,
             "warm_up_just_ended": self.warm_up_just_ended,
         }
 
@@ -357,6 +380,7 @@ class Schedule:
         self.result = state.get("result")
         self.last_epoch_stepped = state["last_epoch_stepped"]
         self.last_epoch_judged = state.get("last_epoch_judged", self.last_epoch_stepped)
+        self.judged_within = state.get("judged_within", 0)
         self.warm_up_just_ended = state["warm_up_just_ended"]
 
     def fast_forward(self, epochs, updates):
@@ -400,9 +424,11 @@ class Left:
     Args:
         total_epochs: of the whole run; None when it is not known.
         accumulate_steps: batches per update; None: the trainer's.
+        total_updates: of the whole run; None: the trainer's, or they are not counted.
     """
 
-    def __init__(self, trainer: TemplateModel, total_epochs: int | None, accumulate_steps: int | None = None):
+    def __init__(self, trainer: TemplateModel, total_epochs: int | None, accumulate_steps: int | None = None,
+                 total_updates: int | None = None):
         steps = accumulate_steps or trainer.accumulate_steps
         batches, open_epoch = loader_length(trainer.train_batches), trainer.lifetime.open_epoch
         self.total_epochs = total_epochs
@@ -418,6 +444,10 @@ class Left:
             self.updates_of_epoch = max(math.ceil(left / steps), 0)
             epochs = total_epochs - self.trained
             self.updates = max(epochs - 1, 0) * math.ceil(batches / steps) + self.updates_of_epoch if epochs > 0 else 0
+        self.total_updates = total_updates or trainer.total_updates
+        self.length: Any = total_epochs  # of the run, as a checkpoint notes it
+        if self.total_updates is not None:
+            self.updates, self.length = max(self.total_updates - trainer.global_step, 0), f"{self.total_updates} updates"
 
 
 def _interval_of(scheduler, interval):

@@ -7,15 +7,18 @@
 from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau, StepLR
 
 
-def too_short(schedule, total_epochs, updates_per_epoch):
+def too_short(schedule, total_epochs, updates_per_epoch, total_updates=None):
     """What a person is told of it.
 
     Args:
         schedule: a ``Schedule``.
-        total_epochs: of the whole run.
+        total_epochs: of the whole run; None: not known.
         updates_per_epoch: None where the loader has no length.
+        total_updates: of the whole run, where these are counted.
     """
-    steps_of_run = {"epoch": total_epochs, "update": updates_per_epoch and total_epochs * updates_per_epoch}
+    if total_updates is None and updates_per_epoch is not None and total_epochs is not None:
+        total_updates = total_epochs * updates_per_epoch
+    steps_of_run = {"epoch": total_epochs, "update": total_updates}
     per, lines = schedule.warm_up_interval, []
     warm_up = max((one.total_epoch for one in schedule.warm_ups), default=0)
     if warm_up and steps_of_run[per]:
