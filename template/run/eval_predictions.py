@@ -7,7 +7,8 @@
 
 **Predictions and labels** are known where the losses or the scores are the template's own: these pass on what ``inference``
 gave. A subclass that wrote ``loss_per_batch`` *and* ``eval_scores_per_batch`` may tell them by a line in either of the two:
-``self.evaluator.note(pred, y)``, or ``note(pred, y, losses)`` with losses [N] of its own. Otherwise they are None.
+``self.note_predictions(pred, y)``, or ``note_predictions(pred, y, losses)`` with losses [N] of its own. Otherwise they are
+None.
 
 **Losses** are the criterion's with ``reduction="none"``, one for each sample:
 

@@ -115,15 +115,6 @@ class Evaluator:
         batches = self.by_prefix(loader, "test(loader)") if loader is not None else self.test_batches or self.batches
         return self._score_all(batches, on_eval_batch, is_test=True)
 
-    def note(self, predictions, labels=None, losses=None):
-        """For your own ``loss_per_batch`` or ``eval_scores_per_batch``: what ``on_eval_predictions`` shall say of this
-        batch. Outside of an evaluation that somebody listens to, nothing happens.
-
-        Args:
-            losses: of each sample [N]; None: the criterion's, if it gives the losses that you report.
-        """
-        self.heard.note(predictions, labels, losses)
-
     def classes_of(self, predictions, labels):
         """``(predicted classes shaped like labels, how many classes there are)``, or None, see ``eval_predictions.py``."""
         return predicted_classes(self.trainer.criterion, predictions, labels)

@@ -214,11 +214,16 @@ def updates_per_epoch(trainer: TemplateModel) -> int | None:
     return None if batches is None else math.ceil(batches / trainer.accumulate_steps)
 
 
-def note_predictions(trainer: TemplateModel, pred: Any, y: Any) -> None:
-    """Say what ``metric(pred, y)`` is given of the present training batch, where ``train_metrics`` cannot know it by itself:
-    in a ``train_step`` of your own, or a ``loss_per_batch`` that calls a model twice. Without ``train_metrics``, and in an
-    evaluation, it does nothing."""
+def note_predictions(trainer: TemplateModel, pred: Any, y: Any, losses: Any = None) -> None:
+    """Say in your own ``loss_per_batch``, ``train_step`` or ``eval_scores_per_batch`` what was predicted for the present
+    batch, where it cannot be known by itself, for instance because a model is called twice. ``train_metrics`` then take it
+    in training, and ``on_eval_predictions`` in an evaluation; with neither of them nothing happens.
+
+    Args:
+        losses: of each sample [N]; None: the criterion's, if it gives the losses that you report.
+    """
     trainer.running_losses.metrics.note(pred, y)
+    trainer.evaluator.heard.note(pred, y, losses)
 
 
 def update_lr_scheduler(trainer: TemplateModel, key_metric: float | None = None,

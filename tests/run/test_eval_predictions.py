@@ -80,13 +80,13 @@ class WritesAll(Tiny):
 
 class Tells(WritesAll):
     def eval_scores_per_batch(self, batch):
-        self.evaluator.note(self.pred, batch[1])
+        self.note_predictions(self.pred, batch[1])
         return super().eval_scores_per_batch(batch)
 
 
 class TellsLosses(WritesAll):
     def eval_scores_per_batch(self, batch):
-        self.evaluator.note(self.pred, batch[1], batch[1] * 2.0)
+        self.note_predictions(self.pred, batch[1], batch[1] * 2.0)
         return super().eval_scores_per_batch(batch)
 
 
