@@ -62,6 +62,7 @@ class EMA(Callback):
 
     def on_train_start(self, model: TemplateModel) -> None:
         self._steps.watch(model.optimizer_list)
+        self._steps.take()  # a tool may have stepped meanwhile
         self._is_to_look = True
 
     def on_after_step(self, model: TemplateModel) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from template import EMA, Callback
+from template.tools.throughput import throughput
 
 X, Y = tiny_data()
 BATCHES = list(zip(X.split(10), Y.split(10)))  # 6
@@ -390,6 +391,17 @@ def test_a_save_in_the_midst_of_an_evaluation_holds_the_weights_of_the_training(
     model, average = plain(1, warm_up=True)
     assert torch.equal(model_in("within.pth"), vector(model)) and torch.equal(model_in("run/last.pth"), vector(model))
     assert torch.equal(saves.seen, vector(average)) and torch.equal(weights(trainer), vector(model))
+
+
+def test_what_a_tool_steps_on_trial_does_not_count():
+    ema = EMA(0.9)
+    trainer = trainer_of(ema)
+    trainer.fit(1)
+    throughput(trainer)
+    trainer.skip_non_finite = 1
+    trainer.train_loader = [(torch.full_like(X[:10], math.nan), Y[:10]), *BATCHES[1:]]
+    trainer.fit(2)
+    assert ema.updates == 11 and trainer.skipped_updates == 1
 
 
 def test_before_the_first_update_there_is_no_average_to_use_or_to_save():

@@ -13,7 +13,7 @@ from tiny import tiny_data, tiny_model, weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from template import EMA, SWA, Callback, TensorLoader
+from template import EMA, SWA, Callback, Checkpoints, EarlyStopping, TensorLoader
 from template.callbacks.history import History
 from template.template import TemplateModel
 
@@ -348,6 +348,12 @@ def only_several(size):
         results[name] = train(trainer, name)
         results[name] |= {"trained": trainer.callbacks[2].trained, "evaluated": trainer.callbacks[2].evaluated}
     results["2021"] = train(Script2021(tiny_model(dropout=0.0), train_loader=loader(BATCH)), "2021")
+    swa, trainer = SWA(2), Normed()
+    trainer.callbacks = [swa]
+    results["mean normed"] = train(trainer, "mean normed") | {"statistics": swa.state_dict()["statistics"]}
+    best = Checkpoints("tol_loss", top_k=1)
+    stopping = EarlyStopping("train/tol_loss", patience=1, min_delta=100.0, restore_best=True)
+    results["restored"] = train(tiny(BATCH, callbacks=[stopping, best]), "restored") | {"files": [str(best.files[0])]}
     if DEVICE == "cuda":
         results["synced"] = train(Normed(sync_batchnorm=True), "synced")
     return results

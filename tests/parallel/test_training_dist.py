@@ -72,7 +72,7 @@ def test_a_plain_loop_over_the_whole_batches_ends_with_the_same_weights(two):
 def test_rank_zero_alone_prints_and_every_line_comes_once(two):
     _, folder, stdout, _ = two
     assert epochs_told((folder / "check_point/sgd/log.txt").read_text()) == [1, 2]
-    trainings = len(ALIKE) + 6
+    trainings = len(ALIKE) + 8
     assert len(epochs_told(stdout)) == EPOCHS * trainings
     assert "2 processes (ddp): a batch of 4 on each makes 8 samples per update; learning rates stay as set" in stdout
 
@@ -113,6 +113,30 @@ def test_a_script_of_2021_trains_in_several_processes_as_it_is(two):
     assert torch.equal(two[0][0]["2021"]["weights"], two[0][0]["sgd"]["weights"])
     assert torch.equal(two[0][1]["2021"]["weights"], two[0][0]["2021"]["weights"])
     assert history(two[1] / "check_point/2021") == history(two[1] / "check_point/sgd")
+
+
+def test_statistics_of_a_mean_of_weights_are_those_over_the_batches_of_all_ranks(two):
+    one, other = [results["mean normed"] for results in two[0]]
+    model, last = Normed().model_list[0], two[1] / "check_point/mean normed/last.pth"  # the mean of one epoch
+    model.load_state_dict(torch.load(last, weights_only=True)["model0"])
+    batches = [torch.tensor(x) for x, _ in stream(loader(BATCH, 52), 0)]
+    batches[-1:] = batches[-1].split(2)  # the last round is divided
+    with torch.no_grad():
+        hidden = [model[0](x) for x in batches]
+    for result in (one, other):
+        expected = torch.stack([h.mean(0) for h in hidden]).mean(0)
+        torch.testing.assert_close(result["statistics"]["model0.1.running_mean"], expected, rtol=1e-5, atol=1e-6)
+        expected = torch.stack([h.var(0) for h in hidden]).mean(0)
+        torch.testing.assert_close(result["statistics"]["model0.1.running_var"], expected, rtol=1e-5, atol=1e-6)
+    assert one["eval"] == other["eval"]
+
+
+def test_the_best_weights_are_restored_on_all_ranks_and_rank_zero_writes_them(two):
+    one, other = [results["restored"] for results in two[0]]
+    saved = torch.load(two[1] / "check_point/restored/best_train_tol_loss.pth", weights_only=True)
+    best = torch.cat([value.double().flatten() for value in saved["model0"].values()])
+    assert saved["epoch"] == 1 and torch.equal(one["weights"], best) and torch.equal(other["weights"], best)
+    assert one["files"] == other["files"] and (two[1] / one["files"][0]).is_file()
 
 
 @pytest.mark.parametrize("name", ["normed", "normed apart"])
