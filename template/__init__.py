@@ -34,14 +34,18 @@ _HOMES = {
     "option": ".run.options",
     "parse_options": ".run.options",
     "Checkpoints": ".callbacks.checkpoints",
-    "EMA": ".callbacks.ema",
     "EarlyStopping": ".callbacks.early_stopping",
+    "EMA": ".callbacks.ema",
     "History": ".callbacks.history",
+    "Interpret": ".callbacks.interpret",
+    "LayerStatistics": ".callbacks.layer_statistics",
     "LearningRateFloor": ".callbacks.learning_rate_floor",
     "LivePlot": ".callbacks.live_plot",
     "LogRecords": ".callbacks.log_records",
+    "Monitor": ".callbacks.monitor",
     "Profile": ".callbacks.profile",
     "ProgressBar": ".callbacks.progress_bar",
+    "SampleOutputs": ".callbacks.sample_outputs",
     "StopAfter": ".callbacks.stop_after",
     "SWA": ".callbacks.swa",
     "TensorBoard": ".callbacks.tensorboard",
@@ -53,11 +57,15 @@ if TYPE_CHECKING:  # for editors and type checkers, which take a module with __g
     from .callbacks.early_stopping import EarlyStopping as EarlyStopping  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.ema import EMA as EMA  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.history import History as History  # type: ignore[import-not-found,unused-ignore]
+    from .callbacks.interpret import Interpret as Interpret  # type: ignore[import-not-found,unused-ignore]
+    from .callbacks.layer_statistics import LayerStatistics as LayerStatistics  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.learning_rate_floor import LearningRateFloor as LearningRateFloor  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.live_plot import LivePlot as LivePlot  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.log_records import LogRecords as LogRecords  # type: ignore[import-not-found,unused-ignore]
+    from .callbacks.monitor import Monitor as Monitor  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.profile import Profile as Profile  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.progress_bar import ProgressBar as ProgressBar  # type: ignore[import-not-found,unused-ignore]
+    from .callbacks.sample_outputs import SampleOutputs as SampleOutputs  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.stop_after import StopAfter as StopAfter  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.swa import SWA as SWA  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.tensorboard import TensorBoard as TensorBoard  # type: ignore[import-not-found,unused-ignore]

@@ -110,7 +110,7 @@ class TensorLoader:
                     batch = self.transform(*batch)
             yield batch
 
-    def order(self, seed, epoch) -> Any:
+    def order(self, seed: int, epoch: int) -> Any:
         """Permuted on the CPU, so that every device gives the same order."""
         if not self.shuffle:
             return None

@@ -9,6 +9,7 @@
 - ``console.py``: how long may a line on the console be?
 - ``csv_table.py``: how does a table grow on the disk at the same cost for each row?
 - ``text_table.py``: how are rows printed as a table?
+- ``pictures.py``: where is a picture or a text of a callback shown?
 - ``curves.py``: how are the curves of a run drawn?
 - ``curves_svg.py``: how are they drawn in a page or a notebook?
 - ``curves_text.py``: how are they drawn in a terminal?
