@@ -98,7 +98,7 @@ class EMA(Callback):
     def weights_for_use(self, model: TemplateModel) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """``[(tensor of a model, its average)]``; empty before the first update."""
         if self._average.num and self._is_to_look:
-            self._average.follow(floating_tensors(model))
+            self._average.follow(floating_tensors(model), only_known=True)
         return self._average.pairs()
 
     def save(self, path: str | Path) -> None:

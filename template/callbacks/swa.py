@@ -168,7 +168,7 @@ class SWA(Callback):
         if not self._average.num:
             return []
         tensors = floating_tensors(model)
-        self._average.follow(_parameters(model))
+        self._average.follow(tensors, only_known=True)
         if self._statistics_of != self._average.num:  # a signal had cut it short
             self._renew_statistics(model)
         statistics = [(tensors[name], value.to(tensors[name].device)) for name, value in self._statistics.items()

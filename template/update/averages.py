@@ -94,11 +94,12 @@ class WeightAverage:
         return any(p.requires_grad for p in self._frozen)
 
     @torch.no_grad()
-    def follow(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def follow(self, tensors: Mapping[str, torch.Tensor], only_known: bool = False) -> None:
         """Average these from now on; what is known by its name and shape goes on, the others begin with their present value.
 
         Args:
             tensors: parameters and buffers of floating-point numbers, each once.
+            only_known: none begins, because the averages are only looked at.
         """
         values, self._pairs, self._frozen = {}, [], []
         for name, tensor in tensors.items():
@@ -107,7 +108,7 @@ class WeightAverage:
                 known = None
             if known is None and isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
                 self._frozen.append(tensor)
-            elif known is not None or self._takes_part(name, tensor):
+            elif known is not None or not only_known and self._takes_part(name, tensor):
                 kind = torch.float32 if tensor.dtype in _IN_FLOAT32 else tensor.dtype
                 value = tensor.detach().clone() if known is None else known
                 values[name] = value.to(tensor.device, kind)

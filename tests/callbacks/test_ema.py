@@ -283,6 +283,25 @@ def test_frozen_parameters_cost_nothing_and_take_part_from_their_first_update_on
     assert (values["model0.0.weight"] - frozen).abs().max() < (now - frozen).abs().max() * 1.5
 
 
+def test_looking_behind_a_resume_begins_no_average_of_what_is_trained_from_then_on():
+    def continued(*looks):
+        ema, net = EMA(0.9, warm_up=False), tiny_model(dropout=0.0)
+        trainer = trainer_of(ema, model=net, ckpt_dir="run", preflight=False)
+        trainer.load_state("run/epoch1.pth")
+        net[0].requires_grad_(True)
+        for look in looks:
+            look(trainer)
+        trainer.fit(2)
+        return ema.state_dict()["average"]["values"]
+
+    net = tiny_model(dropout=0.0)
+    net[0].requires_grad_(False)
+    trainer_of(EMA(0.9, warm_up=False), model=net, ckpt_dir="run", preflight=False).fit(1)
+    plain_one, looked = continued(), continued(lambda trainer: trainer.predict(EVAL_X), lambda trainer: trainer.test())
+    assert plain_one.keys() == looked.keys() and len(looked) == 4
+    assert all(torch.equal(plain_one[name], value) for name, value in looked.items())
+
+
 def test_several_models_and_weights_that_two_of_them_share():
     class Two(Tiny):
         def __init__(self, **attributes):
