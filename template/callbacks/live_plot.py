@@ -169,7 +169,8 @@ class LivePlot(Callback):
             self._time_left.mark(model.epochs_done)
             self._show_line(self._progress(model.epochs_done, model.total_epochs))
         self._has_begun = False
-        self.close()
+        if not self._is_drawn and self.rows:
+            self._draw()
 
     def _begin(self, model):
         """The first epoch of this process or cell: what was before comes from the history."""
@@ -260,14 +261,14 @@ class LivePlot(Callback):
 
     def _draw(self, text=""):
         started, place, key = time.perf_counter(), self._place(), self._key()
-        self._is_drawn = True
+        self._is_drawn, is_first = True, not self._drawn
         if place == "notebook":
             svg = figure(self.rows, self._title, key, self._best, self._unit)
             self._figure.show({"image/svg+xml": svg, "text/plain": text_figure(self.rows, key, self._best)})
         elif place == "terminal":
             self._print(key, text)
         self._drawn = time.perf_counter()
-        self._one_drawing = self._drawn - started
+        self._one_drawing = 0.0 if is_first else self._drawn - started  # the first one takes longer than all others will
 
     def _print(self, key, text):
         is_terminal = sys.stderr.isatty()

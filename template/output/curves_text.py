@@ -28,6 +28,7 @@ _LEAST_WIDTH = 28   # of a panel
 _MOST_PANELS = 3
 _GAP = 2            # columns between panels
 _DOTTED_EVERY = 3   # dots of a line that has no color
+_POINTS_FOR_EACH = 4  # column of dots
 
 
 class Dots(NamedTuple):
@@ -93,11 +94,11 @@ def _panel_lines(panel: Panel, width, height, dots, colors):
     lines = [line for line in panel.lines if len(line.x)]
     x, y = (np.concatenate([getattr(line, axis) for line in lines]) for axis in "xy")
     low, high, is_log = value_range(x, y, panel.best)
+    first, last = float(x.min()), float(x.max())
     top, bottom = f"{high:.3g}", f"{low:.3g}"
     label = max(len(top), len(bottom))
     cells = max(width - label - 1, 4)
-    scale = np.log if is_log else np.asarray
-    first, last = x.min(), x.max()
+    scale = math.log if is_log else float
 
     def place(epoch, value):
         """Column and row of dots."""
@@ -111,7 +112,8 @@ def _panel_lines(panel: Panel, width, height, dots, colors):
     owner = np.full((height, cells), -1)
     for number, line in enumerate(lines):
         every = 1 if colors or len(lines) == 1 or number == len(lines) - 1 else _DOTTED_EVERY
-        for column, row in _dots_of([place(*point) for point in zip(line.x, line.y)], every, height * dots.rows):
+        points = _thinned(list(zip(line.x.tolist(), line.y.tolist())), _POINTS_FOR_EACH * cells * dots.columns)
+        for column, row in _dots_of([place(*point) for point in points], every, height * dots.rows):
             cell = row // dots.rows, column // dots.columns
             bits[cell] |= dots.bits[row % dots.rows][column % dots.columns]
             owner[cell] = line.color
@@ -129,6 +131,13 @@ def _panel_lines(panel: Panel, width, height, dots, colors):
     ends = f"{first:g}", f"{last:g}" if last > first else ""
     text.append(f"{'':{label + 1}}{ends[0]}{ends[1]:>{cells - len(ends[0])}}")
     return [*text, _values(panel, lines, width, colors)]
+
+
+def _thinned(points, most):
+    """At most so many of them, with the first and the last."""
+    if len(points) <= most:
+        return points
+    return [points[round(number * (len(points) - 1) / (most - 1))] for number in range(most)]
 
 
 def _dots_of(points, every, rows):
