@@ -237,7 +237,7 @@ def _several(runs):
         page.section("Options and settings that differ", different or page.text("There are none.", "soft")),
         page.section("Curves", _panels(_compared(runs))),
         "<h2>Each run</h2>",
-        *(page.folded(run.name, "".join([*_head(run), *_sections(run, level=3)]), kind="run") for run in runs)])
+        *(page.folded(run.name, "".join([*_head(run)[1:], *_sections(run, level=3)]), kind="run") for run in runs)])
 
 
 def _head(run):
