@@ -31,7 +31,7 @@ _UP = frozenset("""
     corr correlation pearson spearman kendall pcc srcc plcc srocc krocc ccc
     bleu sacrebleu rouge rougel meteor cider spice chrf bertscore em exact match
     psnr ssim msssim fsim vif sisdr sdr snr sisnr pesq stoi mos
-    ndcg mrr hit hits hitrate coverage likelihood elbo silhouette ari nmi ami purity
+    ndcg mrr hit hits hitrate coverage likelihood elbo silhouette ari nmi ami purity ks
     similarity reward rewards return returns success win wins score""".split())
 
 

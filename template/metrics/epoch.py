@@ -205,7 +205,7 @@ class EpochMetrics:
         """``{name: number or tensor}`` of all ranks; a metric that computes to a dict adds its own names."""
         if world.size == 1:
             return self._computed()
-        seen = world.gather({name: (number, _state_of(self.totals[name])) for name, number in self.first_batch.items()})
+        seen = world.gather({name: (number, state_of(self.totals[name])) for name, number in self.first_batch.items()})
         found = _in_order([{name: number for name, (number, _) in states.items()} for states in seen])
         own, failure = {}, None
         try:
@@ -251,12 +251,12 @@ def _computed(name, total):
     return {key: to_number(part) for key, part in (value.items() if isinstance(value, dict) else [(name, value)])}
 
 
-def _state_of(metric):
+def state_of(metric):
     """On the host; torchmetrics' objects keep theirs in ``metric_state``."""
     if isinstance(metric, Metric):
         return metric.state_dict()
     if isinstance(metric, torch.nn.ModuleDict):  # torchmetrics' MetricCollection
-        return {name: _state_of(part) for name, part in metric.items(keep_base=True)}
+        return {name: state_of(part) for name, part in metric.items(keep_base=True)}
     if not hasattr(metric, "metric_state"):
         raise TypeError("Several processes need metrics that can be merged: Mean, Stored, Confusion or torchmetrics' "
                         f"objects; got a {type(metric).__name__}.")
@@ -266,7 +266,7 @@ def _state_of(metric):
 def _joined(metric, states, own_rank):
     """A metric of the same kind that holds all of ``states``, by rank. A new object: several scores may share the user's."""
     if isinstance(metric, Metric):
-        first, *others = [_like(metric, state) for state in states.values()]
+        first, *others = [like(metric, state) for state in states.values()]
         for other in others:
             first.merge(other)
         return first
@@ -274,12 +274,12 @@ def _joined(metric, states, own_rank):
     if isinstance(metric, torch.nn.ModuleDict):
         metric = copy.deepcopy(metric)
         for name, part in metric.items(keep_base=True):  # each with a state of its own from here on
-            _merge(part, [state[name] for state in others])
+            merge_states(part, [state[name] for state in others])
         return metric
-    return _merge(copy.deepcopy(metric), others)
+    return merge_states(copy.deepcopy(metric), others)
 
 
-def _merge(metric, states):
+def merge_states(metric, states):
     """Take the states of other ranks into one of torchmetrics' objects."""
     device = metric.device
     metric.cpu()
@@ -289,7 +289,7 @@ def _merge(metric, states):
     return metric.to(device)
 
 
-def _like(metric, state):
+def like(metric, state):
     """A metric of the same kind holding ``state``."""
     other = metric.fresh()
     other.load_state_dict(state)

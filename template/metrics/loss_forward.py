@@ -77,7 +77,7 @@ class LossForward:
                                  f"output of {sketch(inputs[0])}")
         if self.compares and not all(one is other or torch.equal(one, other.to(one)) for one, other in zip(old, new)):
             self.other_inputs = name
-        return _detached(output)
+        return detached(output)
 
 
 class _Standing:
@@ -110,22 +110,22 @@ def _tensors(value):
     return [tensor for part in parts for tensor in _tensors(part)]
 
 
-def _detached(value):
+def detached(value):
     """The same nesting without the graph, which a metric that keeps predictions would keep alive."""
     if isinstance(value, torch.Tensor):
         return value.detach()
     if isinstance(value, (list, tuple)):
-        parts = [_detached(part) for part in value]
+        parts = [detached(part) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if isinstance(value, Mapping):
         new = copy.copy(value)
         for key in value:
-            new[key] = _detached(value[key])  # type: ignore[index]
+            new[key] = detached(value[key])  # type: ignore[index]
         return new
     attributes = getattr(value, "__dict__", {})
     if any(isinstance(part, torch.Tensor) for part in attributes.values()):
         new = copy.copy(value)
         for name, part in attributes.items():
-            object.__setattr__(new, name, _detached(part) if isinstance(part, torch.Tensor) else part)
+            object.__setattr__(new, name, detached(part) if isinstance(part, torch.Tensor) else part)
         return new
     return value

@@ -11,7 +11,7 @@ out of them at once, so that an evaluation in the middle of an epoch finds them 
 from ..data.nested import to_device
 from ..parallel.ranks import ALONE
 from .accumulators import Mean, Metric
-from .epoch import EpochMetrics, _like, _merge, _state_of, is_accumulator
+from .epoch import EpochMetrics, is_accumulator, like, merge_states, state_of
 
 
 class TrainTotals(EpochMetrics):
@@ -52,7 +52,7 @@ class TrainTotals(EpochMetrics):
         """An empty accumulator like ``value``, with what was loaded for it."""
         total = value.fresh()
         for state in self.waiting.pop(name, ()):
-            total.merge(_like(value, state))
+            total.merge(like(value, state))
         return total
 
     def fetch(self):
@@ -79,7 +79,7 @@ class TrainTotals(EpochMetrics):
 
     def state_dict(self, world=ALONE):
         """Of every rank, because what they have is only added up at the end of an epoch."""
-        totals = self.waiting | {name: [_state_of(total)] for name, total in self.totals.items()}
+        totals = self.waiting | {name: [state_of(total)] for name, total in self.totals.items()}
         return {"ranks": world.gather({"totals": totals, "first": dict(self.first_batch), "batches": self.num_batches})}
 
     def load_state_dict(self, state, world=ALONE):
@@ -100,7 +100,7 @@ class TrainTotals(EpochMetrics):
     def _load_own(self, name, states):
         total = self.totals[name] = self.own[name]
         if isinstance(total, Metric):
-            first, *others = [_like(total, state) for state in states]
+            first, *others = [like(total, state) for state in states]
             for other in others:
                 first.merge(other)
             total.load_state_dict(first.state_dict())
@@ -114,4 +114,4 @@ class TrainTotals(EpochMetrics):
             part._update_count = 1  # it warns of a compute() before any update()
             if others:
                 device = part.device
-                _merge(part, others).to(device)
+                merge_states(part, others).to(device)

@@ -21,7 +21,7 @@ import torch
 from ..data.seeding import rng_kept
 from ..metrics.accumulators import to_floats
 from ..metrics.epoch import NoTrainMetrics, all_of, has_one_for_each_loader, is_accumulator, updated
-from ..metrics.loss_forward import ForwardUnknown, LossForward, _detached
+from ..metrics.loss_forward import ForwardUnknown, LossForward, detached
 from ..metrics.modes import eval_mode, unchanged
 from ..metrics.train_totals import TrainTotals
 from ..output.warn import warn
@@ -88,11 +88,11 @@ class TrainMetrics:
 
     def see(self, pred, y):
         if torch.is_grad_enabled() and (self.seen is None or self.seen[1] is not y):  # a closure comes again, behind take()
-            self.seen = _detached(pred), y
+            self.seen = detached(pred), y
 
     def note(self, pred, y):
         if torch.is_grad_enabled():
-            self.noted = _detached(pred), y
+            self.noted = detached(pred), y
 
     def recording(self, batch):
         """Around ``loss_per_batch`` of a batch."""

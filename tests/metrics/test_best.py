@@ -22,7 +22,8 @@ UP = """
     acc accuracy val/acc pixel_acc acc1 top1 top5 accuracy_top5 precision recall recall@5 f1 F1 f1_macro fbeta auc
     AUROC auprc mAP mAP50 map50-95 iou mIoU mean_iou dice r2 R2 r2_score kappa mcc pearson bleu4 BLEU-4 rouge1
     rougeL psnr SSIM ms_ssim MS-SSIM SI-SDR ndcg@10 hits@10 mrr episode_return success_rate score log_likelihood
-    neg_mean_squared_error neg_log_loss cosine_similarity balanced_accuracy
+    neg_mean_squared_error neg_log_loss cosine_similarity balanced_accuracy specificity matthews iou/cat exact_match ks
+    average_precision train/acc scores/berlin/auroc
 """.split()
 UNKNOWN = ["a", "quality", "gap", "my_thing", "lr", "epoch", "confusion", ""]
 

@@ -20,7 +20,7 @@ def scores_of(multi):
             "f1": multi.f1(None), "recall": multi.recall(None)}
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 25), st.integers(1, 5), st.integers(1, 7))
 def test_all_scores_equal_scikit_learn(seed, count, num_labels, size):
     generator = torch.Generator().manual_seed(seed)
