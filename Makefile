@@ -2,6 +2,7 @@
 # make quick: the tests of a second or two each, in less than two minutes on two cores. Run it while you work.
 # make test: sets up .venv and runs all tests, in less than eight minutes on two cores; the slowest ten are listed at the end.
 # make faults: kills, damages, full disks and hostile files in great number, 15 to 30 minutes, with a table of figures.
+# make examples: sets up .venv and runs every script of examples/, each less than a minute.
 # make bench: sets up .venv and prints what updates, checkpoints and imports cost here, in about ten minutes.
 PYTHON ?= python3
 VENV := .venv
@@ -9,12 +10,15 @@ BIN := $(VENV)/bin
 # Two processes, one for each core of a small machine; the one that is done first takes over tests of the other.
 WORKERS := -n 2 --dist worksteal
 
-.PHONY: install train quick test faults lint bench clean
+.PHONY: install train examples quick test faults lint bench clean
 
 install: $(VENV)/.train
 
 train: $(VENV)/.train
 	$(BIN)/python train.py $(ARGS)
+
+examples: $(VENV)/.train
+	for script in examples/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 quick: $(VENV)/.test
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow" $(ARGS)
