@@ -112,7 +112,8 @@ def search(make_trainer: Callable[[dict[str, Any]], TemplateModel], space: Space
         epochs: of each trial; None: the trainer's ``total_epochs``. They are trained by ``trainer.fit(epochs)``.
         metric: what decides, by its best value in a trial; None: the trainer's ``key_metric``.
         mode: "max" or "min"; None: as the trainer treats that metric.
-        prune: end trials early that do worse than the others did by then. Not in a grid.
+        prune: end trials early that do worse than the others did by then; not in the first third of ``epochs``, and not in
+            a grid.
         seed: of optuna's choices, and of every trial's training: trials differ in their settings alone.
         ckpt_dir: the folder of all trials; None: a new one with a time stamp. ``optuna.db`` in it is the study.
         sampler, pruner: optuna's, in the place of TPESampler and MedianPruner.
@@ -233,7 +234,8 @@ def _by_optuna(group, make_trainer, choices, count, epochs, metric, mode, seed, 
     optuna = _import_optuna()
     storage = f"sqlite:///{(group.folder / _DATABASE).resolve().as_posix()}"
     with _quiet():
-        study = optuna.create_study(storage=storage, study_name=_STUDY, load_if_exists=True, pruner=pruner,
+        patient = optuna.pruners.MedianPruner(n_warmup_steps=(epochs or 0) // 3)  # warm-up and high rates look bad early
+        study = optuna.create_study(storage=storage, study_name=_STUDY, load_if_exists=True, pruner=pruner or patient,
                                     direction="maximize" if mode == "max" else "minimize")
         # a sampler that began anew with the same seed would choose the same settings again
         study.sampler = sampler or optuna.samplers.TPESampler(seed=(seed + len(study.trials)) % 2**32)
