@@ -108,7 +108,7 @@ class Pace:
         """Every ``eval_per_steps`` updates; where the epoch or the run ends with this one, its own evaluation is enough."""
         trainer = self.trainer
         steps = trainer.eval_per_steps
-        if steps is None or trainer.global_step % steps or trainer.eval_loader is None:
+        if not steps or trainer.global_step % steps or trainer.eval_loader is None:
             return
         if self.is_last_of_epoch() or self.is_at_goal():
             self.is_owed = True

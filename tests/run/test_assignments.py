@@ -159,7 +159,7 @@ def test_what_cannot_change_any_more_is_refused_at_the_assignment(name):
 
 def test_every_setting_is_watched_or_read_whenever_it_is_needed():
     read_when_needed = {"log_per_step", "key_metric", "key_metric_mode", "one_forward", "save_per_steps", "save_per_seconds",
-                        "keep_checkpoints", "stop_when_save_fails"}
+                        "keep_checkpoints", "stop_when_save_fails", "eval_per_steps"}
     source = TemplateModel()
     settings = [name for name in vars(source) if not name.startswith("_")]
     settings = settings[:settings.index("epoch")]
