@@ -159,9 +159,15 @@ class WithoutLength:
         return iter([tiny_data(10), tiny_data(10)])
 
 
-def test_a_schedule_per_update_over_a_loader_without_length_is_refused_by_check_init():
-    with pytest.raises(ValueError, match="this train_loader has no len"):
-        tiny_trainer(train_loader=WithoutLength(), lr_scheduler_type="cosine")
+def test_a_schedule_per_update_over_epochs_of_a_loader_without_length_is_refused_before_the_first_batch():
+    with pytest.raises(ValueError, match=r"this train_loader has no len\(\)"):
+        tiny_trainer(train_loader=WithoutLength(), lr_scheduler_type="cosine", total_epochs=3)
+    trainer = tiny_trainer(train_loader=WithoutLength(), lr_scheduler_type="cosine")  # it may yet count updates
+    with pytest.raises(ValueError, match=r"this train_loader has no len\(\). Count updates, with trainer.updates\(n\)"):
+        trainer.fit(2)
+    assert trainer.global_step == 0
+    trainer.fit(updates=3)
+    assert trainer.optimizer_list[0].param_groups[0]["lr"] == pytest.approx(0.0)
     trainer = tiny_trainer(train_loader=WithoutLength(), lr_scheduler_type="cosine", lr_scheduler_interval="epoch")
     trainer.fit(2)
     assert trainer.epochs_done == 2 and trainer.optimizer_list[0].param_groups[0]["lr"] == pytest.approx(0.0)
