@@ -101,7 +101,8 @@ def test_without_optuna_a_grid_works_and_everything_else_says_what_to_install(mo
     ({"lr": (0.2, 0.1)}, {"trials": 2}, "needs low < high"), ({"lr": ("log", 0, 0.1)}, {"trials": 2}, "0 < low"),
     ({"lr": []}, {}, "must be a list of choices"), (lambda trial: {}, {}, "say with trials="),
     ({"lr": [0.1]}, {"trials": 0}, "trials must be"), ({"lr": [0.1]}, {"mode": "up"}, "mode must be"),
-    ({"lr": [0.1]}, {"metric": "auroc"}, "'auroc', and the trials gave")], ids=str)
+    ({"lr": [0.1]}, {"metric": "auroc"}, "'auroc', and the trials gave")],
+    ids=lambda value: "function" if callable(value) else str(value))
 def test_mistakes_are_refused_in_words(space, options, message):
     with pytest.raises(ValueError, match=message):
         search(make_trainer, space, epochs=1, ckpt_dir="k", **options)
