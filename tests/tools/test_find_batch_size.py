@@ -115,7 +115,7 @@ def test_the_suggestion_is_where_larger_batches_stop_paying():
 
 @in_true_time
 def test_on_a_cpu_it_ends_where_two_doublings_brought_nothing(monkeypatch):
-    monkeypatch.setattr(tool, "_GAINS", 10.0)
+    monkeypatch.setattr(tool, "_GAINS", 1e9)
     found = find_batch_size(tiny_trainer(model=Limited(), train_loader=loader(1000)), num_updates=1)
     assert found.largest == 40 and "two doublings" in found.ended
 
