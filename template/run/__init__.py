@@ -1,7 +1,7 @@
 """How a run lives.
 
 - ``checks.py``: which mistakes are found before training?
-- ``early_checks.py``: which parts would stop it late, or in torch's words?
+- ``layers_and_schedulers.py``: which layers and schedulers would stop it late, or in torch's words?
 - ``preflight.py``: which are found on the first batch?
 - ``criterion_inputs.py``: is a criterion given what it takes?
 - ``setup.py``: what does ``check_init`` build, and in which order?

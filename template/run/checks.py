@@ -19,7 +19,7 @@ from ..output.warn import warn
 from ..parallel.gradients import MODES
 from ..update import lr_scheduler
 from .class_attributes import check_properties
-from .early_checks import check_parts
+from .layers_and_schedulers import check_parts
 from .prepare import COMPILE_MODES, MATMUL_PRECISIONS, check_device
 
 _NAMES_SHOWN = 5

@@ -18,8 +18,8 @@ from ..output.warn import warn
 from ..update.guard import fetch_losses
 from .checks import parameter_names, some, what_is_missing
 from .criterion_inputs import check_criterion_inputs
-from .early_checks import watch_norms
 from .explain import explain, in_words
+from .layers_and_schedulers import watch_norms
 
 _OF_CHECK = "The first eval batch, in eval mode"
 

@@ -37,8 +37,8 @@ from ..update.schedule import build_schedule
 from ..update.stepper import Stepper
 from .checks import check_attributes, note_on_evaluations
 from .defaults import parameter_dtype
-from .early_checks import check_length
 from .evaluation import Evaluator
+from .layers_and_schedulers import check_length
 from .preflight import preflight
 from .prepare import TellCompiling, prepare
 from .train_metrics import set_train_metrics
