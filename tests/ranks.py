@@ -11,7 +11,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import tiny
 import torch
+from fork_server import start_python
 from tiny import PATH, run_python
 
 from template.parallel.ranks import Alone
@@ -63,9 +63,9 @@ def in_ranks(num_ranks, job, tmp_path_factory, *arguments, device="cpu"):
     name = f"{job} {num_ranks} {device}"
 
     def run(folder):
-        done = torchrun(num_ranks, "-m", job, *arguments, cwd=folder, env={"DEVICE_OF_RANKS": device})
-        (folder / "stdout.txt").write_text(done.stdout)
-        (folder / "stderr.txt").write_text(done.stderr)
+        told = run_ranks(num_ranks, "-m", job, *arguments, cwd=folder, env={"DEVICE_OF_RANKS": device})
+        for name, text in zip(("stdout", "stderr"), told):
+            (folder / f"{name}.txt").write_text(text)
 
     folder = once(tmp_path_factory, name, run)
     said = [(folder / f"{name}.txt").read_text() for name in ("stdout", "stderr")]
@@ -156,8 +156,8 @@ class Process:
     def __init__(self, name, arguments, cwd, env=None):
         self.files = {stream: cwd / f"{name}.{stream}.txt" for stream in ("stdout", "stderr")}
         with open(self.files["stdout"], "w") as stdout, open(self.files["stderr"], "w") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, *map(str, arguments)], cwd=cwd, stdout=stdout, stderr=stderr, start_new_session=True,
+            self.process = start_python(
+                arguments, cwd=cwd, stdout=stdout, stderr=stderr, start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **ENVIRONMENT, **(env or {})})
         self.pid = self.process.pid
 
@@ -191,6 +191,16 @@ def start_ranks(num_ranks, *arguments, cwd, env=None):
     return [Process(f"rank{rank}", arguments, cwd, {
         "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_ranks), "RANK": str(rank),
         "LOCAL_RANK": str(rank), **(env or {})}) for rank in range(num_ranks)]
+
+
+def run_ranks(num_ranks, *arguments, cwd, env=None):
+    """The ranks without an agent, to their end. Returns what all of them said on stdout, and on stderr."""
+    ranks = start_ranks(num_ranks, *arguments, cwd=cwd, env=env)
+    codes = [rank.end() for rank in ranks]
+    told = ["".join(getattr(rank, name) for rank in ranks) for name in ("stdout", "stderr")]
+    if any(codes):
+        raise AssertionError(f"{arguments} ended with {codes}:\n" + "\n".join(told))
+    return told
 
 
 def start_torchrun(num_ranks, *arguments, cwd, options=("--standalone",), env=None, name="torchrun"):

@@ -94,6 +94,7 @@ def test_the_quick_start_is_short_and_learns(tmp_path):
     assert form(shown)[1:] == form(printed)[1:len(form(shown))]
 
 
+@pytest.mark.slow
 def test_every_python_block_runs_as_written(tmp_path):
     found = []
     for page in [ENGLISH, *DOCS]:
@@ -107,6 +108,7 @@ def test_every_python_block_runs_as_written(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in [ENGLISH, *DOCS] if code_of(page, "sh") and page != UPGRADE],
                          ids=lambda page: page.stem)
 def test_every_sh_block_runs_as_written(page, tmp_path):

@@ -190,7 +190,7 @@ def test_without_any_optional_package_it_trains_and_says_what_is_missing(tmp_pat
     subprocess.run(["cp", "-r", str(PACKAGE), str(tmp_path / "utils")], check=True)
     script = tmp_path / "train.py"
     script.write_text(BLOCK.format(missing=OPTIONAL) + QUICK.format(package="utils"))
-    done = run_python(script, cwd=tmp_path)
+    done = run_python(script, cwd=tmp_path, env={"FORK_SERVER": "0"})  # which has imported them
     for package in ("tqdm", "tensorboard", "matplotlib"):
         assert done.stdout.count(f"pip install {package}") == 1
     assert len(list(tmp_path.glob("check_point/*/best.pth"))) == 1
@@ -212,7 +212,7 @@ def test_importing_the_package_brings_no_heavy_module_that_is_not_used(tmp_path)
     heavy = ["tensorboard", "torch.utils.tensorboard", "matplotlib", "tqdm", "torchsummary", "torchinfo", "sklearn"]
     code = ("import torch, sys; before = set(sys.modules); import template; from template.template import TemplateModel; "
             f"print([name for name in {heavy} if name in set(sys.modules) - before])")
-    assert run_python("-c", code, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}).stdout.strip() == "[]"
+    assert run_python("-c", code, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "FORK_SERVER": "0"}).stdout.strip() == "[]"
 
 
 def test_a_public_name_whose_file_was_deleted_is_an_error_that_says_how_to_get_it(tmp_path):

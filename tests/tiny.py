@@ -1,15 +1,15 @@
 """A tiny classification job for tests, and what independent results are compared with."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import fork_server
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from template.data.loaders import make_batches
+from template.hooks import Callback
 from template.template import TemplateModel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,6 +46,16 @@ class Tiny(TemplateModel):
             setattr(self, name, value)
 
 
+class Rates(Callback):
+    """Notes the rates of the first optimizer's groups, update by update."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_before_step(self, model):
+        self.rates.append([float(group["lr"]) for group in model.optimizer_list[0].param_groups])
+
+
 def tiny_trainer(use_tb=False, **attributes):
     """A ``Tiny`` after ``check_init``."""
     trainer = Tiny(**attributes)
@@ -72,10 +82,9 @@ def weights(trainer):
 
 
 def run_python(*args, cwd, env=None, check=True, timeout=300):
-    """Run this Python with the given arguments; returns the CompletedProcess with text output."""
+    """Run this Python with the given arguments; returns the CompletedProcess with text output. See ``fork_server.py``."""
     full = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", **(env or {})}
-    done = subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=full, capture_output=True, text=True,
-                          timeout=timeout)
+    done = fork_server.run_python(args, cwd=cwd, env=full, timeout=timeout)
     if check and done.returncode:
         raise AssertionError(f"{args} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import ENVIRONMENT, handed_back, history, once, torchrun
+from ranks import ENVIRONMENT, handed_back, history, once, run_ranks
 from resume_job import EPOCHS as EPOCHS_OF_RUN
 from resume_job import UPDATES, trainer
 from sharded_job import BATCH, EPOCHS, WAYS, deep, leg, train
@@ -34,8 +34,7 @@ def chain(tmp_path_factory):
             patch.chdir(folder)
             legs.append([leg("run", 5)])
             for size, update in [(2, 9), (3, 13)]:
-                done = torchrun(size, "-m", "sharded_job", ".", update, "signal", cwd=folder)
-                said.append(done.stdout)
+                said.append(run_ranks(size, "-m", "sharded_job", ".", update, "signal", cwd=folder)[0])
                 legs.append(handed_back(folder, size))
             legs.append([leg("run")])
         torch.save((legs, said), folder / "legs.pth")

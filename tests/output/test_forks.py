@@ -30,7 +30,7 @@ class Data(Dataset):
         return self.x[index], self.y[index]
 
 def in_the_child(model):
-    print("said by the child")
+    print("said by the child", flush=True)
     model.checkpoints.saver  # it sees what the run sees
     if how == "trains itself":
         trainer = Tiny(ckpt_dir="child")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fork_server import start_python
 from tiny import PATH, tiny_trainer, weights
 
 from template import Callback
@@ -51,7 +52,7 @@ def quick(monkeypatch):
 def other_run(tmp_path):
     """A process that trains in "run" and has saved."""
     environment = {**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    process = subprocess.Popen([sys.executable, "-c", JOB], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    process = start_python(["-c", JOB], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=None)
     while not Path("run/last.pth").exists():
         assert process.poll() is None
         time.sleep(0.05)

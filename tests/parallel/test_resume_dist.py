@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from fault_results import curves
-from ranks import epochs_told, handed_back, history, once, torchrun
+from ranks import epochs_told, handed_back, history, once, run_ranks
 from resume_job import EPOCHS, UPDATES, leg, trainer
 from tiny import weights
 
@@ -24,7 +24,7 @@ def chain(tmp_path_factory):
             legs = [[dict(zip(("began", "reached"), (began, built.global_step)))
                      for began, built in [leg("run", 5)]]]
             for size, update, how in [(2, 9, "error"), (3, 13, "signal")]:
-                torchrun(size, "-m", "resume_job", ".", update, how, cwd=folder)
+                run_ranks(size, "-m", "resume_job", ".", update, how, cwd=folder)
                 legs.append(handed_back(folder, size))
             began, built = leg("run")
             legs.append([{"began": began, "reached": built.global_step, "weights": weights(built)}])

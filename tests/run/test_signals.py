@@ -5,12 +5,12 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from fork_server import start_python
 from ranks import once
 from tiny import PATH, run_python
 
@@ -67,9 +67,8 @@ def run_to_the_end(*folders, workers=0):
 
 def start(folder, workers=0, eval_seconds=0.05):
     environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-c", JOB, str(workers), str(eval_seconds), "."]
-    return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, start_new_session=True)
+    return start_python(["-c", JOB, workers, eval_seconds, "."], cwd=folder, env=environment, stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE, start_new_session=True)
 
 
 def send_at(process, marker, number, to_group=False, delay=0.0):

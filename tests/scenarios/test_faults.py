@@ -27,6 +27,7 @@ import pytest
 import torch
 from fault_job import EPOCHS, SAVE_PER_STEPS, UPDATES, AverageWeights, Job
 from fault_results import LONG, comparable, curves, differences, history, times
+from fork_server import start_python
 from tiny import PATH, run_python, weights
 
 from template import Callback
@@ -115,8 +116,8 @@ class Process:
     def __init__(self, folder, num_workers, fault=""):
         self.said_file, self.printed_file = folder / "said.txt", folder / "printed.txt"
         with open(self.said_file, "w") as said, open(self.printed_file, "w") as printed:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "fault_moments", str(num_workers)], cwd=folder, stdout=printed, stderr=said,
+            self.process = start_python(
+                ["-m", "fault_moments", num_workers], cwd=folder, stdout=printed, stderr=said,
                 env={**os.environ, **ENVIRONMENT, "FAULT": fault}, start_new_session=True)
 
     def wait_for(self, marker, count):

@@ -6,11 +6,11 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 import torch
+from fork_server import start_python
 from ranks import once
 from tiny import ROOT, run_python
 
@@ -85,8 +85,8 @@ for arguments in {wrong!r}:  # in one process: torch is imported once
 def test_a_killed_run_is_continued_by_resume_auto_to_the_same_bits(tmp_path, finished_run):
     arguments = ["--epochs", "4", "--batch_size", "96", "--patience", "50"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    process = subprocess.Popen([sys.executable, str(TRAIN), *arguments], cwd=tmp_path, env=environment,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start_python([TRAIN, *arguments], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("check_point/*/epoch2.pth")) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from tiny import Tiny, tiny_data, tiny_trainer, weights
+from tiny import Rates, Tiny, tiny_data, tiny_trainer, weights
 from torch import nn
 from torch.optim import lr_scheduler as torch_schedulers
 
@@ -18,14 +18,6 @@ BATCHES = 6             # of an epoch
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-class Rates(Callback):
-    def __init__(self):
-        self.rates = []
-
-    def on_before_step(self, model):
-        self.rates.append([float(group["lr"]) for group in model.optimizer_list[0].param_groups])
 
 
 def frozen_body():

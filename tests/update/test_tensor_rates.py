@@ -5,11 +5,9 @@ import os
 import pytest
 import torch
 from test_lr_scheduler import BATCHES, torch_rates, warm_up_rate
-from tiny import tiny_data, tiny_model, tiny_trainer, weights
+from tiny import Rates, tiny_data, tiny_model, tiny_trainer, weights
 from torch import nn
 from torch.optim import lr_scheduler as torch_schedulers
-
-from template.hooks import Callback
 
 BASE = 0.0625
 
@@ -17,14 +15,6 @@ BASE = 0.0625
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-class Rates(Callback):
-    def __init__(self):
-        self.rates = []
-
-    def on_before_step(self, model):
-        self.rates.append([float(group["lr"]) for group in model.optimizer_list[0].param_groups])
 
 
 def trainer_of(kind=torch.tensor, groups=None, **attributes):
