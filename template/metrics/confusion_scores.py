@@ -2,7 +2,8 @@
 
     iou(counts_CC.double(), "macro")        # rows are true classes, columns predicted ones
 
-Each is checked against scikit-learn. A class that neither occurs nor is predicted is left out of "macro", as there.
+Each is checked against scikit-learn. A class that neither occurs nor is predicted is left out of "macro", as there; one of
+several labels counts with its 0, as there too.
 
 Shape legend: C classes.
 """
@@ -29,7 +30,13 @@ def decisions(counts):
     return hits, true - hits, predicted - hits, counts_CC.sum() - true - predicted + hits
 
 
-def averaged(numerator, denominator, weights, seen, average, names):
+def seen(counts):
+    """Which classes "macro" is the mean of, [C]."""
+    hits, misses, false, right = decisions(counts)
+    return hits + misses + false + (right if counts.dim() == 3 else 0) > 0
+
+
+def averaged(numerator, denominator, weights, counted, average, names):
     """A ratio per class as one number, or as ``Parts``. 0 where the denominator is."""
     if average == "micro":
         return _ratio(numerator.sum(), denominator.sum())
@@ -40,7 +47,7 @@ def averaged(numerator, denominator, weights, seen, average, names):
         return float(score[1])
     if average == "weighted":
         return _ratio((score * weights).sum(), weights.sum())
-    return float(score[seen].mean()) if seen.any() else float("nan")
+    return float(score[counted].mean()) if counted.any() else float("nan")
 
 
 def _ratio(numerator, denominator):
@@ -56,19 +63,19 @@ def fbeta(counts, average, names, beta):
         numerator, denominator = (1 + beta**2) * hits, (1 + beta**2) * hits + beta**2 * misses + false
     if average == "micro" and not denominator.sum():
         return 0.0
-    return averaged(numerator, denominator, hits + misses, hits + misses + false > 0, average, names)
+    return averaged(numerator, denominator, hits + misses, seen(counts), average, names)
 
 
 def specificity(counts, average, names):
     """Of what is not of the class, the share that was not taken for it."""
     hits, misses, false, right = decisions(counts)
-    return averaged(right, right + false, hits + misses, hits + misses + false > 0, average, names)
+    return averaged(right, right + false, hits + misses, seen(counts), average, names)
 
 
 def iou(counts, average, names):
     """Intersection over union, Jaccard."""
     hits, misses, false, _ = decisions(counts)
-    return averaged(hits, hits + misses + false, hits + misses, hits + misses + false > 0, average, names)
+    return averaged(hits, hits + misses + false, hits + misses, seen(counts), average, names)
 
 
 def accuracy(counts_CC):

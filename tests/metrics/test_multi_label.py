@@ -17,7 +17,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMet
 def scores_of(multi):
     return {"acc": multi.accuracy(), "exact": multi.exact_match(), "micro": multi.f1("micro"),
             "weighted": multi.f1("weighted"), "precision": multi.precision("micro"), "iou": multi.iou("micro"),
-            "f1": multi.f1(None), "recall": multi.recall(None)}
+            "f1": multi.f1(None), "recall": multi.recall(None), "macro": multi.f1("macro"),
+            "macro_precision": multi.precision("macro"), "macro_iou": multi.iou("macro")}
 
 
 @settings(max_examples=40, deadline=None)
@@ -38,6 +39,9 @@ def test_all_scores_equal_scikit_learn(seed, count, num_labels, size):
         expected |= {"micro": sk.f1_score(true, said, average="micro", **options),
                      "precision": sk.precision_score(true, said, average="micro", **options),
                      "iou": sk.jaccard_score(true, said, average="micro", **options)}
+        expected |= {"macro": sk.f1_score(true, said, average="macro", **options),
+                     "macro_precision": sk.precision_score(true, said, average="macro", **options),
+                     "macro_iou": sk.jaccard_score(true, said, average="macro", **options)}
         expected |= {f"f1/{i}": value for i, value in enumerate(sk.f1_score(true, said, average=None, **options))}
         expected |= {f"recall/{i}": value for i, value in enumerate(sk.recall_score(true, said, average=None, **options))}
         if true.any():
@@ -61,6 +65,15 @@ def test_they_are_the_same_however_the_epoch_is_split(way, score):
     if score == "balanced_accuracy":
         columns = [(y[:, i], pred[:, i] > 0) if i != 1 else (y[known, 1], pred[known, 1] > 0) for i in range(4)]
         assert whole == pytest.approx(np.mean([sk.balanced_accuracy_score(*column) for column in columns]))
+
+
+def test_a_label_that_never_occurs_counts_with_its_zero_and_one_that_is_nowhere_known_does_not():
+    y = torch.tensor([[1, 0, -1], [0, 0, -1], [1, 0, -1]])
+    pred = torch.tensor([[1.0, -1, 1], [-1, -1, 1], [-1, -1, 1]])
+    true, said = y[:, :2].numpy(), (pred[:, :2] > 0).int().numpy()
+    found = MultiLabel(3, ignore_index=-1).update(pred, y)
+    assert found.f1("macro").compute() == pytest.approx(sk.f1_score(true, said, average="macro", zero_division=0))
+    assert found.specificity("macro").compute() == 1.0
 
 
 def test_probabilities_decisions_and_pixels():
