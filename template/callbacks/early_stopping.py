@@ -102,7 +102,8 @@ class EarlyStopping(Callback):
                 model.checkpoints.save_best(self._file)
 
     def on_exit(self, model: TemplateModel) -> None:
-        is_over = model.should_stop or model.total_epochs is not None and model.epochs_done >= model.total_epochs
+        lengths = (model.epochs_done, model.total_epochs), (model.global_step, model.total_updates)
+        is_over = model.should_stop or any(total is not None and done >= total for done, total in lengths)
         if self._file is not None and is_over and model.path_of(self._file).exists():
             model.use_best(model.path_of(self._file))
 

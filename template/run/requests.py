@@ -147,14 +147,17 @@ def use_best(trainer: TemplateModel, fname: str | Path = "best") -> str:
     with loading(trainer.optimizer_list, resumes=False):
         state.apply_weights(trainer, saved)
     trainer.lifetime.only_looks = True
-    print(f"use the weights of {path}: {_best_in_words(saved)}")
+    print(f"use the weights of {path}: {_in_words(path.name, saved)}")
     return str(path)
 
 
-def _best_in_words(saved):
-    key, epoch = saved.get("key_metric"), saved.get("epoch")
+def _in_words(name, saved):
+    """Of ``best.pth``, the best value is that of its weights. Any other file holds the best one until then."""
+    key, where = saved.get("key_metric"), f"epoch {saved.get('epoch')}"
     value = saved.get("best_metric", {}).get(key)
-    return f"epoch {epoch}" if value is None else f"epoch {epoch}, {key} {value:.6g}"
+    if name == "best.pth" and value is not None:
+        return f"{where}, {key} {value:.6g}"
+    return where if saved.get("global_step") is None else f"{where}, update {saved['global_step']}"
 
 
 def _find_state(trainer, name) -> tuple[Any, Any]:

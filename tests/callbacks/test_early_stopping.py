@@ -193,7 +193,18 @@ def test_the_best_weights_are_used_behind_the_run_whether_it_was_stopped_or_not(
     assert not list(Path("run").glob("best_*"))
 
 
-def test_the_best_weights_by_another_quantity_than_the_key_metric_have_a_file_of_their_own():
+@pytest.mark.parametrize("updates", [10, 12])
+def test_the_best_weights_are_used_behind_a_run_that_counts_updates(updates):
+    """It may end in the middle of an epoch, of a loader that may have no end."""
+    trainer = Scripted([0.9, 0.5, 0.3, 0.2], callbacks=[EarlyStopping(restore_best=True)], ckpt_dir="run", eval_per_steps=4)
+    trainer.check_init(use_tb=False)
+    trainer.fit(updates=updates)
+    assert trainer.global_step == updates and trainer.best_metric["score"] == 0.9
+    assert torch.equal(weights(trainer), model_in("run/best.pth"))
+    assert not torch.equal(model_in("run/last.pth"), weights(trainer))
+
+
+def test_the_best_weights_by_another_quantity_than_the_key_metric_have_a_file_of_their_own(capsys):
     class Rising(Tiny):
         def loss_per_batch(self, batch):
             return super().loss_per_batch(batch)["tol_loss"] + 10 * (self.epoch - 2) ** 2 * self.model_list[0].training
@@ -204,6 +215,7 @@ def test_the_best_weights_by_another_quantity_than_the_key_metric_have_a_file_of
     assert trainer.epochs_done == 3
     assert torch.equal(weights(trainer), model_in("run/epoch2.pth"))
     assert torch.equal(weights(trainer), model_in("run/best_train_tol_loss.pth"))
+    assert "best_train_tol_loss.pth: epoch 2, update 12\n" in capsys.readouterr().out  # its own, and no best value of another
     again = Rising(ckpt_dir="run")
     again.check_init(use_tb=False)
     again.load_state("auto")  # it is no state to continue from
