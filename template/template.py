@@ -360,6 +360,7 @@ class TemplateModel:
         Returns:
             ``best_metric``.
         """
+        checks.require_init(self)
         checks.require_one_length(total, updates)
         for _ in self.lifetime.pace.rounds(total, updates):
             self.lifetime.will_evaluate = True

@@ -18,7 +18,7 @@ from ..metrics.epoch import has_one_for_each_loader
 from ..output.warn import warn
 from ..parallel.gradients import MODES
 from ..update import lr_scheduler
-from .class_attributes import check_properties
+from .class_attributes import check_properties, template_of
 from .layers_and_schedulers import check_parts
 from .prepare import COMPILE_MODES, MATMUL_PRECISIONS, check_device
 
@@ -273,8 +273,7 @@ def _check_misspelled(model):
 
 
 def _known_names(model):
-    known = {name for base in type(model).__mro__ if base.__module__.endswith(".template") for name in vars(base)}
-    return known | model.attribute_names
+    return model.attribute_names.union(dir(template_of(model)))
 
 
 def _plain(name):

@@ -31,14 +31,18 @@ def take(trainer: TemplateModel) -> frozenset[str]:
     """Let what the class bodies of a subclass set stand in the place of the defaults; returns the names of the settings."""
     settings = frozenset(vars(trainer))
     bases = type(trainer).__mro__
-    top = next(base for base in bases if "check_init" in vars(base))  # TemplateModel
-    for base in reversed(bases[:bases.index(top)]):
+    for base in reversed(bases[:bases.index(template_of(trainer))]):
         for name, value in vars(base).items():
             if name in settings:
                 _take(trainer, name, value, f"{base.__qualname__}.{name}")
             elif name in _OTHER_NAMES:
                 vars(trainer)[_OTHER_NAMES[name]] = value
     return settings
+
+
+def template_of(trainer: TemplateModel) -> type:
+    """``TemplateModel`` itself, which cannot be imported here; a subclass overrides none of its private methods."""
+    return next(base for base in type(trainer).__mro__ if "_overrides" in vars(base))
 
 
 def _take(trainer, name, value, full_name):

@@ -110,6 +110,20 @@ def test_a_run_ends_in_the_same_bits_wherever_its_settings_stand(kind):
     assert torch.equal(weights(expected), weights(continued))
 
 
+def test_a_class_body_counts_also_in_a_subclass_that_wraps_check_init():
+    class Wrapping(InBody):
+        log_per_step = 3
+
+        def check_init(self, *args, **options):
+            super().check_init(*args, **options)
+
+    trainer = Wrapping()
+    assert trainer.log_per_step == 3 and trainer.seed == InBody.seed and "log_per_step" not in vars(TemplateModel)
+    with pytest.warns(UserWarning, match="self.warmup_epoch is no attribute .* Did you mean warm_up_epoch"):
+        trainer.warmup_epoch = 5
+        trainer.check_init(use_tb=False)
+
+
 def test_what_is_assigned_in_init_wins_over_the_class_body():
     class Sub(InBody):
         log_per_step = 2
