@@ -38,14 +38,13 @@ from .output import run_folder
 from .output.console import values_line
 from .output.event_writer import EarlyWriter
 from .parallel import ranks
-from .run import assignments, checks, class_attributes, copies, requests
+from .run import checks, class_attributes, copies
 from .run.checkpoints import Checkpoints
 from .run.counting import SampleCounter
 from .run.defaults import call_model, criterion_loss, default_metrics, follow_reduction, loss_dict, own_loss, split_batch
 from .run.lifetime import Lifetime
-from .run.old_names import OtherName, adopt_old_names
-from .run.predictions import predict
-from .run.reports import describe
+from .run.old_names import adopt_old_names
+from .run.requests import AroundTheLoop
 from .run.setup import set_up
 from .update.guard import fetch_losses
 from .update.lr_scheduler import WarmUpLR as WarmUpLR  # the template.py of 2021 held it
@@ -60,7 +59,7 @@ if TYPE_CHECKING:
     from .update.stepper import Stepper
 
 
-class TemplateModel:
+class TemplateModel(AroundTheLoop):
     """Subclass it, set the first five attributes, override ``loss_per_batch`` and ``metric`` where the defaults do not do.
 
     The defaults serve ``(x, y)`` batches through one chain of models with any criterion of ``(pred, y)``, and models that
@@ -229,16 +228,6 @@ class TemplateModel:
         self._early_writer = EarlyWriter()
         self._epoch_started = 0.0              # seconds, on time.perf_counter's clock
         self.attribute_names = self._settings.union(vars(self))
-
-    if not TYPE_CHECKING:  # a checker would let every misspelt name pass
-        __setattr__ = assignments.set_attribute
-
-    __repr__ = describe
-    __getstate__ = copies.state_to_copy
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        TemplateModel.__init__(self)
-        vars(self).update(state)
 
     # --- override these -------------------------------------------------------------------------------------------
 
@@ -517,53 +506,3 @@ class TemplateModel:
     def _overrides(self, name):
         """Whether the subclass, or this one object, has a method of its own by this name."""
         return name in vars(self) or getattr(type(self), name) is not getattr(TemplateModel, name)
-
-    # --- what else a trainer can be asked for: run/requests.py ------------------------------------------------------
-
-    predict = predict
-    note_predictions = requests.note_predictions
-    path_of = requests.path_of
-    updates_per_epoch = requests.updates_per_epoch
-    save_state = requests.save_state
-    load_state = requests.load_state
-    use_best = requests.use_best
-    save_model = requests.save_model
-    wait_for_saves = requests.wait_for_saves
-    close = requests.close
-    update_lr_scheduler = requests.update_lr_scheduler
-    change_lr = requests.change_lr
-    num_parameters = requests.num_parameters
-    get_model_info = requests.get_model_info
-    print_best_metrics = requests.print_best_metrics
-    print_final_lr = requests.print_final_lr
-    print_all_member = requests.print_all_member
-    warm_up_type = OtherName("warm_up_mode")
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is the process that prints and writes: the only one, or rank 0."""
-        return self.world.is_main
-
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        """The rows of ``history.csv``: ``{"epoch": 1, "global_step": 40, "train/tol_loss": 0.7, "eval/acc": 0.8, …}``."""
-        return requests.history_of(self)
-
-    @property
-    def skipped_updates(self) -> int:
-        """Updates skipped until now because a loss or gradient was not finite, see ``skip_non_finite``."""
-        return self.stepper.skipped
-
-    @property
-    def writer(self) -> Any:
-        """The run's TensorBoard ``SummaryWriter``, made when first asked for; None when TensorBoard is off or absent."""
-        if self._writer == "auto":
-            if self.hooks is None:
-                return self._early_writer
-            self.writer = requests.open_writer(self)
-        return self._writer
-
-    @writer.setter
-    def writer(self, writer: Any) -> None:
-        self._writer = writer
-        self._early_writer.hand_on(writer)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .class_attributes import template_of
+
 if TYPE_CHECKING:
     from ..template import TemplateModel
 
@@ -21,6 +23,12 @@ def state_to_copy(trainer: TemplateModel) -> dict[str, Any]:
     if trainer.hooks is not None and trainer.global_step:
         state["_copied_at"] = trainer.global_step
     return state
+
+
+def take_state(trainer: TemplateModel, state: dict[str, Any]) -> None:
+    """What has no copy is made anew; the ``__setstate__`` of a ``TemplateModel``."""
+    template_of(trainer).__init__(trainer)  # type: ignore[misc]
+    vars(trainer).update(state)
 
 
 def require_original(trainer: TemplateModel) -> None:

@@ -3,7 +3,8 @@
     trainer.load_state("auto")
     trainer.print_best_metrics()
 
-Each function takes the trainer first; ``TemplateModel`` takes them in as its methods. None is called by the training itself.
+Each function takes the trainer first, and ``AroundTheLoop`` makes them methods of ``TemplateModel``. None is called by the
+training itself.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ from ..checkpoint import files, saver, sharded, state
 from ..checkpoint.added_groups import completed
 from ..data.nested import loader_length
 from ..output import run_folder
-from ..output.event_writer import make_writer
+from ..output.event_writer import EarlyWriter, make_writer
 from ..output.summary import print_summary
-from ..parallel.ranks import ALONE
+from ..parallel.ranks import ALONE, Alone
 from ..update.lr_scheduler import set_rate
 from ..update.schedule_free import loading
-from . import checks
+from . import assignments, checks, copies
+from .old_names import OtherName
+from .predictions import predict
+from .reports import describe
 
 if TYPE_CHECKING:
+    from ..hooks import Hooks
     from ..template import TemplateModel
+    from ..update.stepper import Stepper
 
 _NOT_PRINTED = {"best_metric", "train_loader", "eval_loader", "test_loader", "hooks", "stepper", "lr_schedule",
                 "stdout_logger", "running_losses", "attribute_names", "train_batches", "started_in", "asked_dir",
@@ -292,20 +298,75 @@ def print_all_member(trainer: TemplateModel, print_model: bool = False) -> None:
                                                if name not in hidden and not name.startswith("_")))
 
 
-# --- what the properties of ``TemplateModel`` stand on ----------------------------------------------------------------
+# --- as methods -------------------------------------------------------------------------------------------------------
 
 
-def history_of(trainer: TemplateModel) -> list[dict[str, Any]]:
-    """The rows that the callback ``History`` keeps, also without its name: somebody's own may take its place."""
-    if trainer.hooks is None:
-        return []
-    for callback in trainer.hooks.callbacks:
-        if isinstance(rows := getattr(callback, "rows", None), list):
-            return rows
-    raise RuntimeError("trainer.history shows the rows of the callback History, and this run has none. Add it to the list "
-                       "callbacks, or put callbacks/history.py back if you deleted it.")
+class AroundTheLoop:
+    """The part of ``TemplateModel`` that is not the loop: every function of this file as a method, and what can be read."""
 
+    world: Alone           # TemplateModel.__init__ makes these, and the properties below read them
+    hooks: Hooks
+    stepper: Stepper
+    run_name: str | None
+    _writer: Any           # the SummaryWriter; "auto" until it is asked for
+    _early_writer: EarlyWriter
 
-def open_writer(trainer: TemplateModel):
-    """A new ``SummaryWriter`` in the run's folder under ``runs/``; None where the tensorboard package is missing."""
-    return make_writer(Path(run_folder.TENSORBOARD_ROOT) / str(trainer.run_name))
+    predict = predict
+    note_predictions = note_predictions
+    path_of = path_of
+    updates_per_epoch = updates_per_epoch
+    save_state = save_state
+    load_state = load_state
+    use_best = use_best
+    save_model = save_model
+    wait_for_saves = wait_for_saves
+    close = close
+    update_lr_scheduler = update_lr_scheduler
+    change_lr = change_lr
+    num_parameters = num_parameters
+    get_model_info = get_model_info
+    print_best_metrics = print_best_metrics
+    print_final_lr = print_final_lr
+    print_all_member = print_all_member
+    warm_up_type = OtherName("warm_up_mode")
+    __repr__ = describe
+    __getstate__ = copies.state_to_copy
+    __setstate__ = copies.take_state
+
+    if not TYPE_CHECKING:  # a checker would let every misspelt name pass
+        __setattr__ = assignments.set_attribute
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that prints and writes: the only one, or rank 0."""
+        return self.world.is_main
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The rows of ``history.csv``: ``{"epoch": 1, "global_step": 40, "train/tol_loss": 0.7, "eval/acc": 0.8, …}``."""
+        if self.hooks is None:
+            return []
+        for callback in self.hooks.callbacks:
+            if isinstance(rows := getattr(callback, "rows", None), list):  # of History, or of somebody's own in its place
+                return rows
+        raise RuntimeError("trainer.history shows the rows of the callback History, and this run has none. Add it to the "
+                           "list callbacks, or put callbacks/history.py back if you deleted it.")
+
+    @property
+    def skipped_updates(self) -> int:
+        """Updates skipped until now because a loss or gradient was not finite, see ``skip_non_finite``."""
+        return self.stepper.skipped
+
+    @property
+    def writer(self) -> Any:
+        """The run's TensorBoard ``SummaryWriter``, made when first asked for; None when TensorBoard is off or absent."""
+        if self._writer == "auto":
+            if self.hooks is None:
+                return self._early_writer
+            self.writer = make_writer(Path(run_folder.TENSORBOARD_ROOT) / str(self.run_name))
+        return self._writer
+
+    @writer.setter
+    def writer(self, writer: Any) -> None:
+        self._writer = writer
+        self._early_writer.hand_on(writer)
