@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 class MultiLabel(Confusion):
     """Counts, for each of L labels, of (is there, is predicted). F1, precision, recall, IoU, Dice and specificity are asked
-    for as of a ``Confusion``; "micro" pools all labels. "macro" is the mean over all labels, as in scikit-learn: the F1 of one
-    that neither occurs nor is predicted is 0. Only a label that is nowhere known is left out.
+    for as of a ``Confusion``; "micro" pools all labels. "macro" is the mean over all labels, as in scikit-learn: the F1 of
+    one that neither occurs nor is predicted is 0. Only a label that is nowhere known is left out.
 
     Args:
         num_labels: L.

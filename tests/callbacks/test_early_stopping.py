@@ -215,7 +215,7 @@ def test_the_best_weights_by_another_quantity_than_the_key_metric_have_a_file_of
     assert trainer.epochs_done == 3
     assert torch.equal(weights(trainer), model_in("run/epoch2.pth"))
     assert torch.equal(weights(trainer), model_in("run/best_train_tol_loss.pth"))
-    assert "best_train_tol_loss.pth: epoch 2, update 12\n" in capsys.readouterr().out  # its own, and no best value of another
+    assert "best_train_tol_loss.pth: epoch 2, update 12\n" in capsys.readouterr().out  # and no best value of another
     again = Rising(ckpt_dir="run")
     again.check_init(use_tb=False)
     again.load_state("auto")  # it is no state to continue from
