@@ -96,13 +96,14 @@ class Interpret(Callback):
             return
         found = model.evaluator.classes_of(predictions, labels)
         if found is not None:
-            self._count(model.evaluator.prefix, found[0], found[1], labels)
+            self._count(model.evaluator.prefix, found[0], found[1], model.evaluator.without_ignored(labels))
         scores = losses if self.score is None else self._score_of(predictions, labels)
         if scores is None:
             self._tell_no_losses()
             return
         indices = model.evaluator.sample_indices
-        self._pick(batch, scores, indices, labels, predictions, found, model.evaluator.prefix)
+        is_ignored = self._is_ignored(model.evaluator.without_ignored(labels), scores)
+        self._pick(batch, scores, indices, labels, predictions, found, model.evaluator.prefix, is_ignored)
 
     def on_eval_result(self, model: TemplateModel, result: dict[str, Any]) -> None:
         if self._is_due(model):
@@ -138,8 +139,8 @@ class Interpret(Callback):
         if not self._is_told:
             self._is_told = True
             warn("Interpret knows no loss of each sample: the criterion has no reduction='none', or your own code computes "
-                 "the loss. Give Interpret(score=function of (predictions, labels)), or call self.evaluator.note(pred, y, "
-                 "losses) in your loss_per_batch.")
+                 "the loss. Give Interpret(score=function of (predictions, labels)), or call self.note_predictions(pred, "
+                 "y, losses) in your loss_per_batch.")
 
     def _count(self, prefix, predicted, num_classes, labels):
         if num_classes > _MOST_CLASSES:
@@ -152,14 +153,20 @@ class Interpret(Callback):
             cells = torch.zeros(num_classes * num_classes + 1, dtype=torch.int64, device=index.device)
         self._cells[prefix] = cells.index_add(0, index, torch.ones_like(index))
 
-    def _pick(self, batch, scores, indices, labels, predictions, found, prefix):
+    @staticmethod
+    def _is_ignored(labels, scores):
+        """Which samples do not count, [N]; None where all do."""
+        is_class = isinstance(labels, torch.Tensor) and labels.shape == scores.shape and not labels.is_floating_point()
+        return labels < 0 if is_class else None
+
+    def _pick(self, batch, scores, indices, labels, predictions, found, prefix, is_ignored=None):
         """The candidates of one batch. What is copied of them is chosen on the device: nothing waits for it."""
         count = len(scores)
         keys = scores.detach().float()
         keys = torch.where(keys.isnan(), math.inf, keys)
         keys = keys if self.largest else -keys
-        if isinstance(labels, torch.Tensor) and labels.shape == keys.shape and not labels.is_floating_point():
-            keys = torch.where(labels < 0, -math.inf, keys)
+        if is_ignored is not None:
+            keys = torch.where(is_ignored, -math.inf, keys)
         keys, places = keys.topk(min(self.k, count))
         chosen = {"label": _small(labels, count), "prediction": _small(predictions if found is None else found[0], count),
                   "sample": _sample_of(batch, count)}
@@ -331,8 +338,12 @@ def _plain(sample):
     for name in ("label", "prediction"):
         value = found[name]
         if isinstance(value, torch.Tensor):
-            found[name] = value.item() if value.numel() == 1 else str([float(f"{number:.4g}") for number in value.tolist()])
+            found[name] = value.item() if value.numel() == 1 else str([_short(number) for number in value.tolist()])
     return found | ({"sample": sample["sample"]} if "sample" in sample else {})
+
+
+def _short(number):
+    return float(f"{number:.4g}") if isinstance(number, float) else number
 
 
 def _small(part, count):

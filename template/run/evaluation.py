@@ -33,7 +33,7 @@ from ..metrics.modes import eval_mode, unchanged
 from ..metrics.one_forward import OneForward
 from ..parallel.ranks import ALONE
 from .checks import joined
-from .defaults import adds_up, criterion_loss, eval_losses, input_of, loss_dict, score_dict, split_batch
+from .defaults import adds_up, criterion_loss, eval_losses, ignored_label, input_of, loss_dict, score_dict, split_batch
 from .eval_predictions import NOBODY, Heard, predicted_classes
 
 if TYPE_CHECKING:
@@ -118,6 +118,12 @@ class Evaluator:
     def classes_of(self, predictions, labels):
         """``(predicted classes shaped like labels, how many classes there are)``, or None, see ``eval_predictions.py``."""
         return predicted_classes(self.trainer.criterion, predictions, labels)
+
+    def without_ignored(self, labels):
+        """The labels, with -1 in place of what the criterion ignores."""
+        if not isinstance(labels, torch.Tensor) or labels.is_floating_point():
+            return labels
+        return labels.masked_fill(labels == ignored_label(self.trainer.criterion), -1)
 
     def _score_all(self, batches, on_eval_batch, is_test):
         lengths = [loader_length(part) for part in batches.values()]

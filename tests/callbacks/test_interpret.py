@@ -91,13 +91,24 @@ def test_a_score_that_is_no_column_is_refused_with_its_shape():
         run(Interpret(score=lambda pred, y: pred))
 
 
-def test_labels_that_are_ignored_are_left_out():
-    y = Y.clone()
-    y[::2] = -100
+@pytest.mark.parametrize("ignored", [-100, 255, 0])
+def test_labels_that_are_ignored_are_left_out(ignored):
+    y = Y.clamp(min=1)
+    y[::2] = ignored
     callback = Interpret(k=100, largest=False)
-    run(callback, eval_loader=DataLoader(TensorDataset(X, y), 10))
+    run(callback, criterion=nn.CrossEntropyLoss(ignore_index=ignored), eval_loader=DataLoader(TensorDataset(X, y), 10))
     assert sorted(sample["index"] for sample in callback.samples) == list(range(1, 83, 2))
     assert callback.confusion[""].sum() == 41
+
+
+def test_several_labels_of_a_sample_are_written_as_the_whole_numbers_that_they_are(capsys):
+    net = nn.Linear(6, 6)
+    y = torch.stack([Y, 2 - Y], 1)
+    callback = Interpret(k=1)
+    run(callback, model=nn.Sequential(net, nn.Unflatten(1, (3, 2))), criterion=nn.CrossEntropyLoss(),
+        optimizer_list=[torch.optim.SGD(net.parameters(), 0.1)],
+        eval_loader=DataLoader(TensorDataset(X, y), 10), train_loader=DataLoader(TensorDataset(X[:20], y[:20]), 10))
+    assert callback.samples[0]["label"] == str(y[callback.samples[0]["index"]].tolist())
 
 
 @pytest.mark.parametrize("largest, first", [(True, 4), (False, 82)])
@@ -192,10 +203,21 @@ def test_losses_that_nobody_knows_are_told_once():
         def loss_per_batch(self, batch):
             return self.inference(batch[0]).square().mean()
 
-    with pytest.warns(UserWarning, match=r"Interpret\(score=") as told:
+    with pytest.warns(UserWarning, match=r"Interpret\(score=.* self.note_predictions\(pred, y, losses\)") as told:
         trainer = run(Interpret(), kind=Own)
         trainer.eval()
     assert len(told) == 1
+
+    class Told(Own):
+        def loss_per_batch(self, batch):
+            pred = self.inference(batch[0])
+            self.note_predictions(pred, batch[1], pred.square().mean(1))
+            return pred.square().mean()
+
+    callback = Interpret(k=2)
+    trainer = run(callback, kind=Told)
+    expected = trainer.model_list[0].eval()(X).square().mean(1).topk(2)
+    assert [sample["index"] for sample in callback.samples] == expected.indices.tolist()
 
 
 def test_every_second_evaluation_and_no_more_in_memory_than_k():
