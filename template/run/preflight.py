@@ -137,8 +137,8 @@ class Preflight(Callback):
         optimized = [p for p in model.stepper.parameters() if p.requires_grad]
         without = [names.get(p, "?") for p in optimized if p not in self.has_gradient]
         if without and self.has_gradient:  # else train_step stepped by itself, and nobody saw the gradients
-            warn(f"{some(without)} got no gradient from the first update, so they are not trained. Look for parts that "
-                  "forward() does not use, for .detach() or for an early return.")
+            warn(f"{some(without)} got no gradient from the first update. Unless later updates reach them, they are not "
+                 "trained: look for parts that forward() does not use, for .detach() or for an early return.")
         left = [names.get(p, "?") for p in optimized if p.grad is not None]
         if left:
             warn(f"{some(left)} still hold gradients after the update, which leak into the next one: a loss that was not "
