@@ -104,6 +104,7 @@ class EarlyStopping(Callback):
     def on_exit(self, model: TemplateModel) -> None:
         lengths = (model.epochs_done, model.total_epochs), (model.global_step, model.total_updates)
         is_over = model.should_stop or any(total is not None and done >= total for done, total in lengths)
+        is_over = is_over and not model.lifetime.only_looks  # else somebody took other weights behind the training
         if self._file is not None and is_over and model.path_of(self._file).exists():
             model.use_best(model.path_of(self._file))
 

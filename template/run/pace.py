@@ -70,6 +70,9 @@ class Pace:
                 f"{trainer.global_step} of {updates} updates")
             print(f"Nothing left to train: {done} are done"
                   f"{' and the run was stopped early' if trainer.should_stop else ''}.")
+            if trainer.global_step:
+                with self.lifetime.session():  # behind which the run ends as it did before: with its best weights, perhaps
+                    pass
 
     @property
     def is_over(self) -> bool:

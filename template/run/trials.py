@@ -190,11 +190,11 @@ class Trials:
 
 
 def scores(trainer: TemplateModel, weights: str = "last") -> dict[str, float]:
-    """Losses and metrics of the run's last epoch, or of its best weights, which are in the models from then on."""
-    is_fresh = trainer.eval_result and trainer.lifetime.evaluated_epoch == trainer.epochs_done
+    """Losses and metrics of the weights that the run left in the models, or of its best ones, which are there then."""
     if weights == "best":
         trainer.use_best()
-        is_fresh = False
+    is_fresh = (trainer.eval_result and trainer.lifetime.evaluated_epoch == trainer.epochs_done
+                and not trainer.lifetime.only_looks)  # EarlyStopping(restore_best=True) took the best ones
     found = trainer.eval_result if is_fresh else trainer.test(trainer.eval_loader)
     return {name: value for name, value in found.items() if isinstance(value, float)}
 

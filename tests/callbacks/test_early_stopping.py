@@ -215,7 +215,7 @@ def test_the_best_weights_by_another_quantity_than_the_key_metric_have_a_file_of
     assert trainer.epochs_done == 3
     assert torch.equal(weights(trainer), model_in("run/epoch2.pth"))
     assert torch.equal(weights(trainer), model_in("run/best_train_tol_loss.pth"))
-    assert "best_train_tol_loss.pth: epoch 2, update 12\n" in capsys.readouterr().out  # and no best value of another
+    assert "best_train_tol_loss.pth: epoch 2, update 12\n" in capsys.readouterr().out  # and no other file's best value
     again = Rising(ckpt_dir="run")
     again.check_init(use_tb=False)
     again.load_state("auto")  # it is no state to continue from
@@ -255,6 +255,24 @@ def test_a_resumed_run_restores_what_was_best_before():
     again.load_state("auto")
     again.fit(3)
     assert torch.equal(weights(again), model_in("run/epoch1.pth"))
+
+
+@pytest.mark.parametrize("length", [{"total": 3}, {"updates": 15}])
+@pytest.mark.parametrize("patience", [2, 10])
+def test_a_script_that_is_started_again_when_all_is_done_has_the_best_weights_too(length, patience):
+    def start():
+        trainer = Scripted([0.9, 0.5, 0.4], callbacks=[EarlyStopping(patience=patience, restore_best=True)], ckpt_dir="run")
+        trainer.check_init(use_tb=False)
+        trainer.load_state("auto")
+        trainer.fit(**length)
+        return trainer
+
+    first, again = start(), start()
+    assert torch.equal(weights(again), model_in("run/best.pth")) and torch.equal(weights(again), weights(first))
+    assert not torch.equal(model_in("run/last.pth"), weights(again))
+    again.use_best("last")  # other weights that somebody takes stay
+    again.fit(**length)
+    assert torch.equal(weights(again), model_in("run/last.pth"))
 
 
 def test_an_epoch_whose_evaluation_was_left_for_the_next_start_is_judged_once():

@@ -14,6 +14,7 @@ from tiny import PATH, Tiny, run_python, tiny_data
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
+from template import EarlyStopping
 from template.data.in_memory import TensorLoader
 from template.run.trials import read_json
 from template.tools.kfold import fold_numbers, in_order, kfold
@@ -172,6 +173,20 @@ def test_best_weights_are_scored_and_predicted_with_when_asked_for():
         mine = found.folds == number
         accuracy = (found.predictions[mine].argmax(1) == DATA.tensors[1][mine]).double().mean()
         assert accuracy.item() == pytest.approx(row["acc"])
+
+
+def test_results_and_predictions_are_of_the_same_weights_where_early_stopping_restored_the_best():
+    def make(train_set, eval_set):
+        return make_trainer(train_set, eval_set, callbacks=[EarlyStopping("loss", patience=9, restore_best=True)])
+
+    found = kfold(make, DATA, 3, 8, ckpt_dir="k")
+    losses = []
+    for number, row in enumerate(found.rows, 1):
+        mine = found.folds == number
+        losses.append(nn.functional.cross_entropy(found.predictions[mine], DATA.tensors[1][mine]).item())
+        best = read_json(Path(f"k/fold{number}/trial.json"))["best"]["tol_loss"]
+        assert row["tol_loss"] == pytest.approx(losses[-1]) == best
+    assert found.mean["tol_loss"] == pytest.approx(np.mean(losses))
 
 
 class Doubled(Dataset):
