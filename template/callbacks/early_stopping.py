@@ -30,7 +30,8 @@ class EarlyStopping(Callback):
         patience: results without a gain that are put up with, at least 1: evaluations, or epochs for a loss of the training.
         min_delta: smallest difference that counts as a gain, in the metric's units.
         restore_best: at the end of the run, stopped or not, put the weights of the best result into the models, as
-            ``use_best()`` does. For another quantity than ``key_metric`` they are kept in ``best_<monitor>.pth``.
+            ``use_best()`` does. A run that was ended "now", to go on later, keeps its own. For another quantity than
+            ``key_metric`` the best ones are kept in ``best_<monitor>.pth``.
 
     Raises:
         ValueError: a bad argument, or a monitor that no result contains; the message lists what there is.
@@ -91,7 +92,7 @@ class EarlyStopping(Callback):
             return
         self.waited += 1
         if self.waited >= self.patience:
-            model.should_stop = True
+            model.should_stop = model.should_stop or True  # "now" stays what it is
             what = "epochs" if self._is_of_training(model) else "evaluations"
             print(f"EarlyStopping: {name} did not get better than {number(self.best)} in {self.waited} {what}.")
 
@@ -102,11 +103,18 @@ class EarlyStopping(Callback):
                 model.checkpoints.save_best(self._file)
 
     def on_exit(self, model: TemplateModel) -> None:
-        lengths = (model.epochs_done, model.total_epochs), (model.global_step, model.total_updates)
-        is_over = model.should_stop or any(total is not None and done >= total for done, total in lengths)
-        is_over = is_over and not model.lifetime.only_looks  # else somebody took other weights behind the training
-        if self._file is not None and is_over and model.path_of(self._file).exists():
+        if self._file is not None and self._is_over(model) and model.path_of(self._file).exists():
             model.use_best(model.path_of(self._file))
+
+    def _is_over(self, model):
+        """Whether nothing is left to train: a run that was ended "now" goes on where it was."""
+        if model.lifetime.only_looks:  # somebody took other weights behind the training
+            return False
+        if model.should_stop:
+            return model.should_stop != "now"
+        if model.total_updates is not None:
+            return model.global_step >= model.total_updates
+        return model.total_epochs is not None and model.epochs_done >= model.total_epochs
 
     def _gain(self, value, mode):
         """How much better than the best; a NaN is never better, and anything is better than a NaN."""

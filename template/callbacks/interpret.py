@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from ..hooks import Callback
-from ..output.pictures import Pictures, require_matplotlib, to_pixels
+from ..output.pictures import Pictures, moment_of, require_matplotlib, step_of, to_pixels
 from ..output.run_folder import replace_file, told_when_it_fails
 from ..output.text_table import text_table
 from ..output.warn import warn
@@ -248,11 +248,11 @@ class Interpret(Callback):
         rows = self._rows()
         self._write(model, f"{before}{self.name}.csv", rows)
         is_test = bool(before)
-        title = f"{self.name.replace('_', ' ')}, {'test' if is_test else f'epoch {model.epoch}'}"
+        title = f"{self.name.replace('_', ' ')}, {'test' if is_test else moment_of(model)}"
         texts = [str(sample["sample"]) for sample in self.samples if isinstance(sample.get("sample"), str)]
         shown = [row | {"text": sample["sample"][:_MOST_TEXT]} if texts else row for row, sample in zip(rows, self.samples)]
         if model.writer is not None and hasattr(model.writer, "add_text"):
-            model.writer.add_text(f"{_FOLDER}/{before}{self.name}", _as_markdown(shown), model.epoch)
+            model.writer.add_text(f"{_FOLDER}/{before}{self.name}", _as_markdown(shown), step_of(model))
         images = [sample.get("sample") for sample in self.samples]
         if all(isinstance(image, torch.Tensor) and _is_image(image) for image in images):
             figure = self._draw_samples(images, title)
@@ -321,8 +321,8 @@ class Interpret(Callback):
                 for label, row in zip(labels, counts_CC.tolist())]
         self._write(model, f"{name}.csv", rows)
         if len(labels) <= _MOST_NUMBERED and model.writer is not None and hasattr(model.writer, "add_text"):
-            model.writer.add_text(f"{_FOLDER}/{name}", _as_markdown(rows), model.epoch)
-        moment = "" if name.startswith("test_") else f", epoch {model.epoch}"
+            model.writer.add_text(f"{_FOLDER}/{name}", _as_markdown(rows), step_of(model))
+        moment = "" if name.startswith("test_") else f", {moment_of(model)}"
         figure = _draw_confusion(counts_CC.numpy(), labels, name.replace("_", " ") + moment)
         if figure is not None:
             self._pictures.show(model, name, figure)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..hooks import Callback
 from ..metrics.best import best_in_rows, find_name
+from ..output.curves import short_number
 from ..output.curves_svg import figure
 from ..output.curves_text import characters_for, text_figure
 from ..output.time_left import TimeLeft, clock
@@ -127,7 +128,7 @@ class LivePlot(Callback):
         if not self._begin(model):
             return
         self._draw_if_it_is_time()  # of an epoch that was not evaluated
-        self._time_left.mark(model.epoch - 1)
+        self._mark(model, model.epoch - 1)
 
     def on_log(self, model: TemplateModel, values: dict[str, float]) -> None:
         self._window = values
@@ -135,9 +136,9 @@ class LivePlot(Callback):
             return
         if time.perf_counter() - self._line_shown >= _LINE_EVERY_SECONDS:
             total, done = model.updates_per_epoch(), -(-model.batches_done // (model.accumulate_steps * model.world.size))
-            if total:
-                self._time_left.mark(model.epoch - 1 + min(done / total, 1))
-            self._show_line(self._progress(model.epoch, model.total_epochs, done, total, values))
+            if total or model.total_updates:
+                self._mark(model, model.epoch - 1 + min(done / (total or done), 1))
+            self._show_line(self._place_in_run(model, model.epoch, done, total, values))
 
     def on_train_end(self, model: TemplateModel, result: dict[str, float]) -> None:
         if not model.is_main:
@@ -159,15 +160,17 @@ class LivePlot(Callback):
         self._best = self._best_of(model)
 
     def on_eval_end(self, model: TemplateModel) -> None:
-        if model.is_main and self._has_begun:
-            self._draw_if_it_is_time()
+        if not model.is_main or not self._has_begun:
+            return
+        if self._place() == "notebook" or self._unit == "update" or not model.lifetime.is_mid_epoch:
+            self._draw_if_it_is_time()  # a terminal scrolls: there it is once an epoch
 
     def on_exit(self, model: TemplateModel) -> None:
         if not model.is_main or not self._has_begun:
             return
         if self._line.is_here:
-            self._time_left.mark(model.epochs_done)
-            self._show_line(self._progress(model.epochs_done, model.total_epochs))
+            self._mark(model, model.epochs_done)
+            self._show_line(self._place_in_run(model, model.epochs_done))
         self._has_begun = False
         if not self._is_drawn and self.rows:
             self._draw()
@@ -189,7 +192,7 @@ class LivePlot(Callback):
                     self._draw()
                 else:
                     self._figure.show({"text/plain": "The curves appear when the first epoch is over."})
-                self._show_line(self._progress(model.epoch, model.total_epochs))
+                self._show_line(self._place_in_run(model, model.epoch))
         self.key = find_name(model.key_metric, self._quantities()) or self.key
         return True
 
@@ -282,19 +285,28 @@ class LivePlot(Callback):
             self._where = "nowhere"
             print(f"LivePlot draws no more: {error.strerror or error}.")
 
-    def _progress(self, epoch, total, done=0, of=None, values=None):
+    def _mark(self, model, epochs):
+        """How far the run is, for the time that is left: in epochs, or in hundredths of a run that counts updates."""
+        self._time_left.mark(100 * model.global_step / model.total_updates if model.total_updates else epochs)
+
+    def _place_in_run(self, model, epoch, done=0, of=None, values=None):
+        if not model.total_updates:
+            return self._progress(epoch, model.total_epochs, done, of, values)
+        bar = _bar(model.global_step, model.total_updates)
+        return self._progress(epoch, 100, values=values, begin=f"update {model.global_step}/{model.total_updates} {bar}")
+
+    def _progress(self, epoch, total, done=0, of=None, values=None, begin=None):
         """"epoch 3/30 ████░░░░ 183/274, tol_loss 0.7276, 12:40 left, best acc 0.9304 (epoch 2)"."""
-        fields = [f"epoch {epoch}/{total}" if total else f"epoch {epoch}"]
+        fields = [begin or (f"epoch {epoch}/{total}" if total else f"epoch {epoch}")]
         if of:
-            full = min(round(_BAR_WIDTH * done / of), _BAR_WIDTH)
-            fields[0] += f" {'█' * full}{'░' * (_BAR_WIDTH - full)} {done}/{of}"
+            fields[0] += f" {_bar(done, of)} {done}/{of}"
         fields += [f"{name} {value:.4g}" for name, value in list((values or {}).items())[:1]]
         left = self._time_left.seconds(total)
         if left:
             fields.append(f"{clock(left)} left")
         key = self._key()
         if key in self._best:
-            fields.append(f"best {key} {self._best[key][1]:.4g} ({self._unit} {self._best[key][0]:.8g})")
+            fields.append(f"best {key} {self._best[key][1]:.4g} ({self._unit} {short_number(self._best[key][0])})")
         return ", ".join(fields)
 
     def _show_line(self, text):
@@ -326,6 +338,11 @@ class _Cell:
         else:
             self._handle, self._of = DisplayHandle(), _cell_number()
             self._handle.display(data, raw=True)
+
+
+def _bar(done, of):
+    full = min(round(_BAR_WIDTH * done / of), _BAR_WIDTH)
+    return f"{'█' * full}{'░' * (_BAR_WIDTH - full)}"
 
 
 def _shell():

@@ -18,7 +18,7 @@ import torch
 from ..data.seeding import rng_kept
 from ..hooks import Callback
 from ..metrics.modes import eval_mode
-from ..output.pictures import Pictures
+from ..output.pictures import Pictures, moment_of
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -33,7 +33,8 @@ class SampleOutputs(Callback):
     Args:
         fn: returns a figure, an image, a text, or None for nothing; a dict ``{name: any of these}`` for several.
         every: evaluations from one call to the next, at least 1.
-        keep_all: a file for each epoch, ``samples/faces_epoch3.png``; False keeps the newest one.
+        keep_all: a file for each evaluation, ``samples/faces_epoch3.png``, or in the middle of an epoch
+            ``samples/faces_epoch3_update120.png``; False keeps the newest one.
 
     Raises:
         TypeError, ValueError: ``fn`` is no function, or ``every`` no number of at least 1.
@@ -65,7 +66,7 @@ class SampleOutputs(Callback):
                 made = self.fn(model)
             for name, picture in (made if isinstance(made, dict) else {self.name: made}).items():
                 if picture is not None:
-                    file = f"{name}_epoch{model.epoch}" if self.keep_all else None
+                    file = f"{name}_{moment_of(model)}".replace(" ", "").replace(",", "_") if self.keep_all else None
                     self._pictures.show(model, str(name), picture, file=file)
         except Exception as error:
             raise RuntimeError(f"SampleOutputs called {self.name}(trainer) after the evaluation, and could not show what it "

@@ -39,6 +39,6 @@ class StopAfter(Callback):
 
     def on_after_step(self, model: TemplateModel) -> None:
         if time.monotonic() - self._began >= self.seconds and not model.should_stop:
-            model.should_stop = "now"  # type: ignore[assignment,unused-ignore]
+            model.should_stop = "now"
             print(f"StopAfter: {self.seconds / 60:.6g} minutes are over at epoch {model.epoch}, update {model.global_step}. "
                   "The next start goes on from here with load_state('auto').")

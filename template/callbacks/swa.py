@@ -2,6 +2,7 @@
 
     trainer.callbacks = [SWA(start=0.75)]                # of the last quarter of the run
     trainer.callbacks = [SWA(start=30, swa_lr=0.01)]     # from epoch 30 on, at a constant learning rate
+    trainer.callbacks = [SWA(start=0.75, every=500)]     # of every 500th update in the last quarter, for runs of few epochs
     trainer.fit(40)
 
 From its start on, evaluations, ``best.pth``, ``test`` and ``predict`` use the mean. ``last.pth`` and ``epoch<N>.pth`` hold
@@ -27,6 +28,7 @@ from torch.utils.data import DataLoader
 
 from ..checkpoint.state import floating_tensors
 from ..data.loaders import make_batches
+from ..data.nested import loader_length
 from ..data.seeding import rng_kept
 from ..data.shares import Share, Uneven
 from ..hooks import Callback
@@ -40,63 +42,97 @@ if TYPE_CHECKING:
 
 
 class SWA(Callback):
-    """The mean over the ends of epochs, from ``start`` on.
+    """The mean over the ends of epochs, or over every so many updates, from ``start`` on.
 
-    Statistics of BatchNorm belong to weights, and those of the training do not fit the mean. They are computed anew behind
-    each epoch that is averaged, by a pass over the training's data without gradients: as
-    ``torch.optim.swa_utils.update_bn`` does it, as many batches as the epoch had, in an order of their own. Models without
+    Statistics of BatchNorm belong to weights, and those of the training do not fit the mean. They are computed anew whenever
+    weights are added to it, by a pass over the training's data without gradients: as
+    ``torch.optim.swa_utils.update_bn`` does it, as many batches as an epoch has, in an order of their own. Models without
     BatchNorm need no pass.
 
     Args:
-        start: share of the run behind which averaging begins (0.75: in the last quarter), which needs the run's length; or
-            the number of the first epoch that is averaged, a whole number of at least 1.
-        swa_lr: learning rate of all parameter groups from that epoch on, in place of the schedule's; None leaves it.
+        start: share of the run behind which averaging begins (0.75: in the last quarter), which needs the run's length, in
+            epochs or in updates; or the number of the first epoch that is averaged, a whole number of at least 1.
+        swa_lr: learning rate of all parameter groups from then on, in place of the schedule's; None leaves it.
+        every: average every so many updates, in place of the ends of epochs: for runs of few epochs, or without an end.
 
     Raises:
         ValueError: a bad argument, or a share of a run whose length is not known.
     """
 
-    def __init__(self, start: float = 0.75, swa_lr: float | None = None) -> None:
+    def __init__(self, start: float = 0.75, swa_lr: float | None = None, every: int | None = None) -> None:
         is_number = isinstance(start, (int, float)) and not isinstance(start, bool)
         if not is_number or not (0 < start < 1 or isinstance(start, int) and start >= 1):
             raise ValueError("start must be a share of the run between 0 and 1, such as 0.75, or the number of an epoch, "
                              f"such as 30; got {start!r}.")
         if swa_lr is not None and (not isinstance(swa_lr, (int, float)) or isinstance(swa_lr, bool) or swa_lr <= 0):
             raise ValueError(f"swa_lr must be a learning rate above 0, or None to leave it as it is; got {swa_lr!r}.")
+        if every is not None and (type(every) is not int or every < 1):
+            raise ValueError("every must be a whole number of updates of at least 1, or None for the ends of epochs; got "
+                             f"{every!r}.")
         self.start = start
         self.swa_lr = swa_lr
+        self.every = every
         self._average = WeightAverage()
         self._statistics: dict[str, torch.Tensor] = {}  # of BatchNorm, for the mean
         self._statistics_of = 0                         # how many weights the mean that they belong to is of
-        self._is_active = False                         # this epoch is averaged
+        self._is_active = False                         # what comes now is averaged
+        self._from_update: float | None = None          # the number of updates behind which that begins; None: an epoch
         self._last_epoch = 0                            # that was; a run that goes on with its evaluation ends it again
         self._is_told = False
         self._model: Any = None
 
     @property
     def averaged_epochs(self) -> int:
-        """How many epochs the mean is of."""
+        """How many weights the mean is of: ends of epochs, or with ``every`` of so many updates."""
         return self._average.num
 
     # --- events ---------------------------------------------------------------------------------------------------
 
     def on_train_start(self, model: TemplateModel) -> None:
-        self._is_active = self._average.num > 0 or model.epoch >= self._first_epoch(model)
+        self._from_update = self._first_update(model)
+        if self._average.num:
+            self._is_active = True
+        elif self._from_update is not None:
+            self._is_active = model.global_step >= self._from_update
+        else:
+            self._is_active = model.epoch >= self._first_epoch(model)
         self._set_rates(model)
 
     def on_after_step(self, model: TemplateModel) -> None:
+        if self._from_update is not None and model.global_step >= self._from_update:
+            self._is_active = True
+        if self.every and model.global_step % self.every == 0 and self._is_due(model):
+            self._add(model)
         self._set_rates(model)  # a schedule may have stepped
 
     def on_train_end(self, model: TemplateModel, result: dict[str, float]) -> None:
-        if not self._is_active or model.epoch <= self._last_epoch:
-            return
-        self._last_epoch = model.epoch
+        if not self.every and model.epoch > self._last_epoch and self._is_due(model):
+            self._last_epoch = model.epoch
+            self._add(model)
+
+    def _is_due(self, model):
+        return self._is_active and (self._from_update is None or model.global_step > self._from_update)
+
+    def _add(self, model):
+        """The present weights, to the mean."""
         self._average.follow(_parameters(model))
         if self._average.num:
             self._average.move(get_swa_multi_avg_fn())
         else:
             self._average.begin()
         self._renew_statistics(model)
+
+    def _first_update(self, model):
+        """Behind how many updates averaging begins, where ``start`` is a share of these; None: it is about epochs."""
+        if isinstance(self.start, int) or model.total_updates is None:
+            return None
+        first, per_epoch = self.start * model.total_updates, model.updates_per_epoch()
+        if not self.every and (per_epoch is None or model.total_updates // per_epoch * per_epoch <= first):
+            raise ValueError(
+                f"SWA(start={self.start}) averages the ends of epochs, and none of them lies behind update {first:g} of "
+                f"{model.total_updates}. Say every how many updates: "
+                f"SWA({self.start}, every={max(round((model.total_updates - first) / 10), 1)}).")
+        return first
 
     def _first_epoch(self, model):
         if isinstance(self.start, int):
@@ -107,7 +143,8 @@ class SWA(Callback):
             return self.start
         if model.total_epochs is None:
             raise ValueError(f"SWA(start={self.start}) begins behind that share of the run, and its length is not known. "
-                             "Loop over trainer.epochs(n), set total_epochs, or give the number of an epoch: SWA(start=30).")
+                             "Loop over trainer.epochs(n) or trainer.updates(n), set total_epochs, or give the number of an "
+                             "epoch: SWA(start=30).")
         return math.floor(self.start * model.total_epochs) + 1
 
     def _set_rates(self, model):
@@ -150,7 +187,8 @@ class SWA(Callback):
         share = Share(world.rank, world.size, gather=world.gather, name="train_loader")
         loader = _with_workers_of_its_own(model.train_loader)
         batches = make_batches(loader, model.seed, torch.device(model.device), model.slice_tensors, share)
-        most, count = max(model.batches_done // world.size, 1), 0
+        of_epoch = loader_length(model.train_batches)
+        most, count = max(model.batches_done // world.size, 1) if of_epoch is None else of_epoch, 0
         for batch in islice(batches.epoch(0), most):
             if world.size == 1 and model.lifetime.stop_request.signal:
                 return None

@@ -105,8 +105,8 @@ def _updates_at(epoch, value, name, rows):
 def summary(rows: list[dict[str, Any]], key: str | None, best: dict[str, tuple[int, float]], unit: str = "epoch") -> str:
     """"30 epochs, best acc 0.9972 in epoch 27"; arguments as for ``draw``, and what is counted."""
     last = rows[-1]["epoch"]
-    text = f"{last:.8g} {unit}{'s' if last != 1 else ''}"
-    return f"{text}, best {key} {best[key][1]:.4g} in {unit} {best[key][0]:.8g}" if key in best else text
+    text = f"{short_number(last)} {unit}{'s' if last != 1 else ''}"
+    return f"{text}, best {key} {best[key][1]:.4g} in {unit} {short_number(best[key][0])}" if key in best else text
 
 
 # --- what is drawn where --------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def _draw_panel(axes, panel, family, unit="epoch"):
                   linestyle=":" if line.is_dotted else "-")
     if panel.best is not None and math.isfinite(panel.best[1]):
         axes.plot(*([value] for value in panel.best), "*", color="crimson", markersize=10,
-                  label=f"best {panel.best[1]:.4g} ({unit} {panel.best[0]:.8g})")
+                  label=f"best {panel.best[1]:.4g} ({unit} {short_number(panel.best[0])})")
     if lines:
         _scale(axes, lines, panel.best)
     axes.set_title(_plain(shortened(panel.title)), size=9, family=family, pad=4)
@@ -249,6 +249,11 @@ def _with_margin(low, high, share):
 def _plain(text):
     """A dollar sign is a dollar sign, and not the beginning of a formula."""
     return text.replace("$", r"\$")
+
+
+def short_number(epoch: float) -> str:
+    """Where an evaluation stands: 2.666667 -> "2.67", 20000 -> "20000"."""
+    return f"{round(float(epoch), 2):.10g}"
 
 
 def shortened(text, length=52):

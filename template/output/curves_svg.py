@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .curves import MOST_MARKED, Panel, panels_of, shortened, summary, value_range
+from .curves import MOST_MARKED, Panel, panels_of, short_number, shortened, summary, value_range
 
 COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#a0695d", "#e377c2", "#7f7f7f", "#a9aa1f", "#17becf")
 _STAR = "#e0245e"
@@ -89,7 +89,7 @@ def _legend(panel, unit="epoch"):
     if any(line.is_dotted for line in panel.lines):
         items.append(("┅", "training", "currentColor"))
     if panel.best is not None and math.isfinite(panel.best[1]):
-        items.append(("★", f"best {panel.best[1]:.4g} ({unit} {panel.best[0]:.8g})", _STAR))
+        items.append(("★", f"best {panel.best[1]:.4g} ({unit} {short_number(panel.best[0])})", _STAR))
     rows: list[list[Any]] = [[]]
     for item in items:
         if rows[-1] and sum(len(label) + 5 for _, label, _ in [*rows[-1], item]) > _LEGEND_CHARACTERS:
@@ -124,7 +124,7 @@ def _plot(panel, lines, top, unit):
         parts.append(_text(_LEFT - 5, height + 3.5, f"{value:.5g}", size=10, anchor="end"))
     for epoch in _whole_ticks(left, right):
         place = _LEFT + across(epoch)
-        parts.append(_text(place, top + _PLOT_HEIGHT + 13, f"{epoch:.8g}", size=10, anchor="middle"))
+        parts.append(_text(place, top + _PLOT_HEIGHT + 13, f"{short_number(epoch)}", size=10, anchor="middle"))
     parts.append(_text(_LEFT + width / 2, top + _PLOT_HEIGHT + 27, unit, size=10, anchor="middle"))
     parts.append(f'<svg x="{_LEFT}" y="{top}" width="{width}" height="{_PLOT_HEIGHT}" overflow="hidden">')  # cuts the lines
     for line in lines:
@@ -156,7 +156,7 @@ def _columns(lines, across, width, unit):
     for epoch, start, end in zip(epochs, edges, edges[1:]):
         values = [f"{line.label.lstrip('_')}{' (training)' if line.is_dotted else ''} {line.y[index]:.6g}"
                   for line in lines for index in np.flatnonzero(line.x == epoch)[:1]]
-        title = escape("\n".join([f"{unit} {epoch:.8g}", *values]))
+        title = escape("\n".join([f"{unit} {short_number(epoch)}", *values]))
         parts.append(f'<rect class="epoch" x="{start:.1f}" y="0" width="{end - start:.1f}" height="{_PLOT_HEIGHT}" '
                      f'fill="currentColor" fill-opacity="0"><title>{title}</title></rect>')
     return "".join(parts)

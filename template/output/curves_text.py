@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .curves import Panel, panels_of, value_range
+from .curves import Panel, panels_of, short_number, value_range
 
 _LEAST_WIDTH = 28   # of a panel
 _MOST_PANELS = 3
@@ -128,7 +128,7 @@ def _panel_lines(panel: Panel, width, height, dots, colors):
         name = top if number == 0 else bottom if number == height - 1 else ""
         text.append(f"{name:>{label}}{beside}{_colored(cells_of_row, colors)}")
     text.append(f"{'':{label}}{corner}{below * cells}")
-    ends = f"{first:g}", f"{last:g}" if last > first else ""
+    ends = short_number(first), short_number(last) if last > first else ""
     text.append(f"{'':{label + 1}}{ends[0]}{ends[1]:>{cells - len(ends[0])}}")
     return [*text, _values(panel, lines, width, colors)]
 
@@ -171,7 +171,7 @@ def _values(panel, lines, width, colors):
     """The newest value of each line, and the best; as many as fit."""
     items = [(f"{line.label.lstrip('_')} {line.y[-1]:.4g}", line.color) for line in reversed(lines)]
     if panel.best is not None and math.isfinite(panel.best[1]):
-        items.insert(0, (f"* {panel.best[1]:.4g} ({panel.best[0]:g})", -2))
+        items.insert(0, (f"* {panel.best[1]:.4g} ({short_number(panel.best[0])})", -2))
     kept: list[Any] = []
     for item in items:
         if sum(columns_of(text) + 2 for text, _ in [*kept, item]) - 2 <= width:

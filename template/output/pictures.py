@@ -49,7 +49,7 @@ class Pictures:
         Args:
             name: of the picture; its tag is "<folder>/<name>".
             picture: a figure, an image or a text, see above.
-            step: in TensorBoard; None: the epoch.
+            step: in TensorBoard; None: the epoch, or with ``eval_per_steps`` the update.
             file: its name in the folder, without ending; None: ``name``.
             in_cell: show it in a notebook too.
 
@@ -65,7 +65,7 @@ class Pictures:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, content + "\n" if isinstance(content, str) else content)
         if trainer.writer is not None:
-            _add(trainer.writer, f"{self.folder}/{name}", content, trainer.epoch if step is None else step)
+            _add(trainer.writer, f"{self.folder}/{name}", content, step_of(trainer) if step is None else step)
         if in_cell and (shell := _notebook()) is not None:
             self._show_in_cell(shell, name, content)
 
@@ -79,6 +79,16 @@ class Pictures:
             place.update(shown)
         else:
             self._cells[name] = shell.execution_count, display(shown, display_id=True)
+
+
+def step_of(trainer: TemplateModel) -> int:
+    """Of a picture in TensorBoard: the epoch, or the update where an epoch has several evaluations."""
+    return trainer.global_step if trainer.eval_per_steps else trainer.epoch
+
+
+def moment_of(trainer: TemplateModel) -> str:
+    """In words: "epoch 3", or "epoch 3, update 120" in its middle."""
+    return f"epoch {trainer.epoch}" + (f", update {trainer.global_step}" if trainer.lifetime.is_mid_epoch else "")
 
 
 def png_of(picture: Any) -> bytes:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..metrics.best import best_in_rows
 from ..output import page
 from ..output.csv_table import read
-from ..output.curves import COLORS, Line, Panel, panels_of, points_of
+from ..output.curves import COLORS, Line, Panel, panels_of, points_of, short_number
 from ..output.curves_svg import panel_svg
 from ..output.run_folder import replace_file
 from ..output.run_lock import NAME as LOCK
@@ -242,10 +242,10 @@ def _several(runs):
 
 def _head(run):
     started = run.starts[0].get("started", "") if run.starts else ""
-    facts = {f"{run.unit}s": f"{run.rows[-1]['epoch']:.8g}" if run.rows else "0"}
+    facts = {f"{run.unit}s": f"{short_number(run.rows[-1]['epoch'])}" if run.rows else "0"}
     if run.key in run.best:
         epoch, value = run.best[run.key]
-        facts = {f"best {run.key}, in {run.unit} {epoch:.8g}": f"{value:.5g}"} | facts
+        facts = {f"best {run.key}, in {run.unit} {short_number(epoch)}": f"{value:.5g}"} | facts
     if seconds := _seconds(run):
         facts["training time"] = _words(seconds)
     if run.unit == "epoch" and run.rows and isinstance(steps := run.rows[-1].get("global_step"), int):

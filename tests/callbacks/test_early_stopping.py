@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import Tiny, tiny_model, tiny_trainer, weights
+from tiny import Tiny, tiny_data, tiny_model, tiny_trainer, weights
+from torch.utils.data import DataLoader
 
 from template import EMA, Callback
 from template.callbacks.early_stopping import EarlyStopping
@@ -241,6 +242,39 @@ def test_an_interrupted_run_keeps_the_weights_of_the_training():
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(3)
     assert not trainer.lifetime.only_looks and not torch.equal(weights(trainer), model_in("run/best.pth"))
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        while True:
+            yield from zip(*tiny_data())
+
+
+@pytest.mark.parametrize("loader", [None, DataLoader(Endless(), 10)], ids=["its last epoch ends in the middle", "endless"])
+def test_a_run_that_counts_updates_restores_them_behind_its_last_one(loader):
+    class ByUpdates(Tiny):
+        def metric(self, pred, y):
+            return {"score": {3: 0.9, 6: 0.5, 9: 0.4}.get(self.global_step, 0.0)}
+
+    other = {} if loader is None else {"train_loader": loader}
+    trainer = ByUpdates(callbacks=[EarlyStopping(restore_best=True)], ckpt_dir="run", eval_per_steps=3, **other)
+    trainer.check_init(use_tb=False)
+    trainer.fit(updates=9)
+    assert trainer.best_metric["score"] == 0.9 and torch.equal(weights(trainer), model_in("run/best.pth"))
+    assert not torch.equal(model_in("run/last.pth"), weights(trainer))
+
+
+def test_a_run_that_was_ended_now_keeps_its_weights_and_stays_ended():
+    class StopNow(Callback):
+        def on_after_step(self, model):
+            if model.global_step == 12:
+                model.should_stop = "now"
+
+    trainer = Scripted([0.9, 0.5], callbacks=[EarlyStopping(patience=1, restore_best=True), StopNow()], ckpt_dir="run",
+                       eval_per_steps=8)
+    trainer.check_init(use_tb=False)
+    trainer.fit(9)
+    assert not trainer.lifetime.only_looks and torch.equal(weights(trainer), model_in("run/last.pth"))
 
 
 def test_a_resumed_run_restores_what_was_best_before():

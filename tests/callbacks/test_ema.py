@@ -503,6 +503,18 @@ def test_a_run_goes_on_without_the_ema_too(capsys):
     assert torch.equal(weights(trainer), vector(plain(3)[0]))
 
 
+def test_a_key_metric_of_the_training_keeps_the_average_of_its_best_epoch():
+    ema = EMA(0.9)
+    trainer = trainer_of(ema, key_metric="train/tol_loss", eval_loader=None, ckpt_dir="run")
+    trainer.fit(3)
+    assert trainer.best_epoch == {"train/tol_loss": 3}
+    ema.save("average.pth")
+    best, average, last = (torch.load(name, weights_only=True)["model0"] for name in
+                           ("run/best.pth", "average.pth", "run/last.pth"))
+    assert all(torch.equal(best[name], average[name]) for name in best)
+    assert not all(torch.equal(best[name], last[name]) for name in best)
+
+
 def test_use_best_takes_the_average_as_it_is_and_training_behind_it_begins_a_new_one():
     ema = EMA(0.9)
     trainer = trainer_of(ema, ckpt_dir="run")

@@ -1,6 +1,7 @@
 """The live figure: once an epoch, whole after a resume, in place in a notebook, and never at the training's cost."""
 
 import io
+import re
 import sys
 import types
 
@@ -126,6 +127,39 @@ def test_with_a_loader_without_a_length_updates_are_counted(terminal):
     loader = torch.utils.data.DataLoader(Endless(), 10)
     quiet(callbacks=[plot, EvaluateInTheMiddle()], train_loader=loader, log_per_step=1).fit(2)
     assert [row["epoch"] for row in plot.rows] == [3, 6, 9, 12] and all("train/tol_loss" in row for row in plot.rows)
+
+
+def test_the_line_of_a_run_that_counts_updates_says_how_many_are_left(monkeypatch, terminal):
+    told = []
+    monkeypatch.setattr(LivePlot, "_show_line", lambda plot, text: told.append(text))
+    monkeypatch.setattr(live_plot, "_LINE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(LivePlot, "_place", lambda plot: "notebook")
+    monkeypatch.setattr(LivePlot, "_draw", lambda plot, text="": None)
+    monkeypatch.setattr("template.output.time_left.time", Clock())
+    trainer = quiet(callbacks=[LivePlot()], log_per_step=1)
+    trainer.fit(updates=20)
+    assert told[0].startswith("update 0/20 ░░░░░░░░░░░░") and "left" not in told[0]
+    assert re.match(r"update 5/20 ███░░░░░░░░░, tol_loss [\d.]+, 0:15 left", told[5])
+    assert told[-1].startswith("update 20/20 ████████████, 0:00 left, best acc") or "left" not in told[-1]
+
+
+class Clock:
+    """Each update takes a second."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def perf_counter(self):
+        self.seconds += 1
+        return self.seconds
+
+
+def test_a_terminal_is_drawn_on_once_an_epoch_however_often_it_is_evaluated(monkeypatch, terminal):
+    drawn = []
+    monkeypatch.setattr(LivePlot, "_print", lambda plot, key, text: drawn.append(plot.rows[-1]["epoch"]))
+    monkeypatch.setattr(live_plot, "_SHARE", 1e9)
+    quiet(callbacks=[LivePlot()], eval_per_steps=2).fit(2)
+    assert drawn == [1, 2]
 
 
 class Cut(Callback):

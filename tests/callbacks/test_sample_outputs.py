@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import Tiny, weights
 
-from template import SampleOutputs
+from template import Interpret, SampleOutputs
 
 
 def run(callbacks, epochs=3, **attributes):
@@ -32,6 +33,21 @@ def test_several_pictures_and_a_file_for_each_epoch():
     trainer = run([SampleOutputs(lambda trainer: {"a": "text", "b": torch.rand(8, 8), "c": None}, keep_all=True)], epochs=2)
     names = sorted(path.name for path in trainer.path_of("samples").iterdir())
     assert names == ["a_epoch1.txt", "a_epoch2.txt", "b_epoch1.png", "b_epoch2.png"]
+
+
+def test_evaluations_within_an_epoch_have_files_and_steps_of_their_own():
+    trainer = Tiny(callbacks=[SampleOutputs(lambda trainer: {"a": torch.rand(8, 8), "b": "text"}, keep_all=True),
+                              Interpret(k=2)], eval_per_steps=4, ckpt_dir="run")
+    trainer.check_init()
+    trainer.fit(1)
+    names = sorted(path.name for path in trainer.path_of("samples").iterdir())
+    assert names == ["a_epoch1.png", "a_epoch1_update4.png", "b_epoch1.txt", "b_epoch1_update4.txt"]
+    events = EventAccumulator("runs/run", size_guidance={"images": 0, "tensors": 0}).Reload()
+    steps = {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]}
+    assert steps == {"samples/a": [4, 6], "interpret/confusion": [4, 6]}
+    texts = {tag: [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
+    assert texts.keys() >= {"interpret/largest_loss/text_summary", "samples/b/text_summary"}
+    assert set(map(tuple, texts.values())) == {(4, 6)}
 
 
 @pytest.mark.parametrize("returned, message", [(5, "TypeError: A picture must be"), (torch.rand(2, 2, 2, 2, 2), "must be")])

@@ -112,6 +112,61 @@ def test_swa_lr_is_the_rate_from_the_start_on_whatever_the_schedule_says():
     torch.testing.assert_close(trainer.predict(EVAL_X), average(EVAL_X).detach())
 
 
+@pytest.mark.parametrize("length, every, averaged", [
+    ({"updates": 20}, 3, [15, 18]),           # behind 12 of 20; the last epoch ends in its middle
+    ({"updates": 20}, None, [18]),            # the epochs end with 6, 12 and 18, and 12 is not behind 12
+    ({"updates": 24}, None, [18, 24]),        # 14.4
+    ({"total": 4}, 5, [15, 20]),              # epochs 3 and 4: updates 13 to 24
+])
+def test_a_run_that_counts_updates_averages_behind_its_share_of_them(length, every, averaged):
+    swa = SWA(0.6, every=every)
+    trainer = trainer_of(swa, ckpt_dir="run")
+    trainer.fit(**length)
+    model = normed()
+    optimizer, average = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), AveragedModel(model)
+    for update in range(1, trainer.global_step + 1):
+        x, y = BATCHES[(update - 1) % 6]
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if update in averaged:
+            average.update_parameters(model)
+    update_bn([x for x, _ in BATCHES], average)
+    assert swa.averaged_epochs == len(averaged) and torch.equal(weights(trainer), vector(model))
+    torch.testing.assert_close(trainer.predict(EVAL_X), average.module.eval()(EVAL_X).detach())
+
+
+@pytest.mark.parametrize("average", [SWA(0.5, every=2), SWA(0.5, swa_lr=0.02, every=2)], ids=["plain", "swa_lr"])
+def test_a_run_over_updates_that_was_cut_goes_on_to_the_same_bits(average):
+    def run(folder, *cut):
+        swa = SWA(average.start, average.swa_lr, average.every)
+        trainer = trainer_of(swa, *cut, ckpt_dir=folder, lr_scheduler_type="cosine",
+                             train_loader=DataLoader(TensorDataset(X, Y), 10, shuffle=True))
+        trainer.load_state("auto")
+        trainer.fit(updates=16)
+        return weights(trainer), trainer.predict(EVAL_X), swa.averaged_epochs
+
+    class Stop(Callback):
+        def on_after_step(self, model):
+            if model.global_step in (9, 13):
+                model.should_stop = "now"
+
+    whole = run("whole")
+    run("run", Stop())
+    run("run", Stop())
+    found = run("run")
+    assert torch.equal(found[0], whole[0]) and torch.equal(found[1], whole[1]) and found[2] == whole[2] == 4
+
+
+def test_a_run_over_updates_in_which_no_epoch_ends_late_enough_is_told_how_to_average():
+    endless = trainer_of(SWA(0.75))
+    with pytest.raises(ValueError, match=r"none of them lies behind update 12 of 16\. Say every how many updates: "
+                                         r"SWA\(0\.75, every=1\)"):
+        endless.fit(updates=16)
+    with pytest.raises(ValueError, match="every must be a whole number of updates of at least 1, .* got 0"):
+        SWA(0.5, every=0)
+
+
 def test_a_model_without_batchnorm_needs_no_pass():
     count = []
 
