@@ -16,13 +16,12 @@
 
 This file holds what every training has, and no feature: what you set, what you override, the loop, the evaluation. How an
 update is done stands in ``update/``, what happens beside the loop in ``callbacks/``, how ``check_init`` builds the parts and
-how a run is saved, left and closed in ``run/``.
+how a run is saved, left and closed in ``run/``. The methods around the loop (``load_state``, ``predict``, ``change_lr``, …)
+are those of ``run/requests.py``.
 """
 
 from __future__ import annotations
 
-import math
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -32,23 +31,21 @@ import torch
 from torch import nn
 
 from .callbacks import default_callbacks
-from .metrics.best import note_best, note_training, score_of
+from .metrics.best import last_score, score_of
 from .metrics.epoch import RunningLosses, of_loader, updated
+from .metrics.modes import train_mode
 from .output import run_folder
-from .output.console import values_line
-from .output.event_writer import EarlyWriter
+from .output.event_writer import WriterOfRun
 from .parallel import ranks
-from .run import checks, class_attributes, copies
+from .run import checks, class_attributes
 from .run.checkpoints import Checkpoints
 from .run.counting import SampleCounter
 from .run.defaults import call_model, criterion_loss, default_metrics, follow_reduction, loss_dict, own_loss, split_batch
 from .run.lifetime import Lifetime
-from .run.old_names import adopt_old_names
+from .run.reports import log_window, tell_evaluation
 from .run.requests import AroundTheLoop
 from .run.setup import set_up
-from .update.guard import fetch_losses
 from .update.lr_scheduler import WarmUpLR as WarmUpLR  # the template.py of 2021 held it
-from .update.lr_scheduler import rates_line
 from .update.stepper import make_clip
 
 if TYPE_CHECKING:
@@ -224,8 +221,7 @@ class TemplateModel(AroundTheLoop):
         self.checkpoints = Checkpoints(self)
         self.lifetime = Lifetime(self, self.checkpoints)
         self._counter = SampleCounter(self)
-        self._writer: Any = "auto"
-        self._early_writer = EarlyWriter()
+        self._writer = WriterOfRun()
         self._epoch_started = 0.0              # seconds, on time.perf_counter's clock
         self.attribute_names = self._settings.union(vars(self))
 
@@ -266,10 +262,8 @@ class TemplateModel(AroundTheLoop):
         return default_metrics(self.criterion, pred, y, is_direct)
 
     def train_step(self, batch: Any) -> Any:
-        """One batch up to its gradients. Override it for alternating updates: ``backward(loss, i)``, ``update(i)``.
-
-        When it calls no ``update``, all optimizers are updated at the end of the accumulation group.
-        """
+        """One batch up to its gradients. Override it for alternating updates: ``backward(loss, i)``, ``update(i)``. When it
+        calls no ``update``, all optimizers are updated at the end of the accumulation group."""
         with self.stepper.autocast(), self.running_losses.metrics.recording(batch):
             losses = loss_dict(self.loss_per_batch(batch))
         self.stepper.backward(losses["tol_loss"])
@@ -310,11 +304,7 @@ class TemplateModel(AroundTheLoop):
             TypeError, ValueError: something is missing or does not fit; the message says what to do.
             OSError: ``ckpt_dir`` cannot be written to.
         """
-        checks.require_no_init(self)
-        copies.require_original(self)
-        adopt_old_names(self, self._overrides)
-        log_name = log_name if log_path is None else os.path.abspath(log_path)
-        set_up(self, default_callbacks, self._overrides, log_name, clean_log, arg, use_tb)
+        set_up(self, default_callbacks, self._overrides, log_name, clean_log, arg, use_tb, log_path)
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
@@ -330,25 +320,14 @@ class TemplateModel(AroundTheLoop):
         return self.lifetime.pace.rounds(epochs=total)
 
     def updates(self, total: int) -> Iterator[int]:
-        """The same until ``total`` updates are done in the whole run: the last epoch may end in its middle. For runs that
-        count updates, and for loaders without an end.
-
-            for epoch in trainer.updates(20_000):
-                trainer.train_loop()
-                trainer.eval()
-        """
+        """The same until ``total`` updates are done in the whole run, for loaders without an end too: the last epoch may end
+        in its middle."""
         checks.require_init(self)
         return self.lifetime.pace.rounds(updates=total)
 
     def fit(self, total: int | None = None, save_per_epochs: int = 1, updates: int | None = None) -> dict[str, float]:
-        """The loop itself: ``total`` epochs of ``train_loop`` and, where there is an ``eval_loader``, ``eval``.
-
-        Args:
-            updates: in place of ``total``: that many updates, see ``updates()``.
-
-        Returns:
-            ``best_metric``.
-        """
+        """The loop itself: ``total`` epochs, or so many ``updates``, of ``train_loop`` and, where there is an
+        ``eval_loader``, ``eval``. Returns ``best_metric``."""
         checks.require_init(self)
         checks.require_one_length(total, updates)
         for _ in self.lifetime.pace.rounds(total, updates):
@@ -387,8 +366,8 @@ class TemplateModel(AroundTheLoop):
         Raises:
             FloatingPointError: the loss of a batch was not finite.
             SystemExit: SIGTERM (143) or Ctrl-C (130) came; the state after the running update is saved.
-            KeyboardInterrupt: Ctrl-C came in a notebook, in IPython or under ``python -i``: saved as well, and this trainer
-                goes on from there. Anywhere: a second Ctrl-C came, which waits for nothing.
+            KeyboardInterrupt: the same in a notebook, IPython or ``python -i``; anywhere: a second Ctrl-C, which waits for
+                nothing. This trainer goes on from there.
         """
         if not self._begin_epoch(write_params, clip_grad):
             return {}
@@ -404,56 +383,27 @@ class TemplateModel(AroundTheLoop):
                     losses.update(loss_dict(self.train_step(batch), needs_total=False), num_samples)
                     self.batches_done += self.world.size
                 stepper.finish_group()
-                self._after_update()
+                self.global_step += 1
+                for call in hooks.on_after_step:
+                    call(self)
+                self.lifetime.after_update()
             checks.require_batches(self)
-            self._log()
-            return self._end_training()
+            log_window(self)
+            return self.lifetime.end_training()
         return losses.compute()  # of the part of the epoch that was logged: a callback ended it
 
     def _begin_epoch(self, write_params, clip_grad):
         """Number the epoch: the user may count ``epoch += 1`` or leave it; no epoch is trained twice."""
         checks.require_init(self)
-        self.lifetime.begin_epoch()
-        if self.should_stop:
-            print("Training was stopped, so train_loop() does nothing. Loop over trainer.epochs(n) to end the loop too.")
+        if not self.lifetime.begin_epoch():
             return False
-        self.lr_schedule.begin_epoch(self)
         self.epoch = max(self.epoch, self.epochs_done + 1)
         self.write_params = write_params
         self._epoch_started = time.perf_counter()
         self.stepper.clip = make_clip(self.clip_grad if clip_grad is None else clip_grad)
         follow_reduction(self, self.criterion)
-        for model in self.model_list:
-            if not model.training and any(p.requires_grad for p in model.parameters()):
-                model.train()  # only at the top: parts that you froze with .eval() stay so
+        train_mode(self.model_list)
         return True
-
-    def _after_update(self):
-        """Count the update; log, save or leave when it is time."""
-        self.global_step += 1
-        for call in self.hooks.on_after_step:
-            call(self)
-        if self.global_step % self.log_per_step == 0:
-            self._log()
-        self.lifetime.after_update()
-
-    def _log(self):
-        """Hand out the means of the window: the one wait for the device serves progress bar, TensorBoard and trackers."""
-        fetch_losses(self)
-        if values := self.running_losses.window():
-            for call in self.hooks.on_log:
-                call(self, values)
-
-    def _end_training(self):
-        result = self.running_losses.compute()
-        self.lifetime.end_of_batches(result)
-        for call in self.hooks.on_train_end:
-            call(self, result)
-        rates, seconds = rates_line(self.optimizer_list), time.perf_counter() - self._epoch_started
-        best = note_training(self, result)
-        print(f"epoch {self.epoch:3d} train | {values_line(result)}{best} | lr {rates} | {seconds:.1f} s")
-        self.lr_schedule.after_epoch(self.epoch)
-        return result
 
     # --- evaluation -----------------------------------------------------------------------------------------------
 
@@ -469,31 +419,22 @@ class TemplateModel(AroundTheLoop):
         checks.require_init(self)
         checks.require_eval_loader(self)
         lifetime = self.lifetime
-        lifetime.begin_evaluation()
-        if lifetime.skips_evaluation():
-            return score_of(self, self.eval_result) if self.eval_result else math.nan
+        if not lifetime.begin_evaluation():
+            return last_score(self)
         with lifetime.session(), lifetime.undone_when_cut_short():
             with self.evaluator.events():
                 result = self.eval_result = self.evaluator.score(self.hooks.on_eval_batch)
                 score = score_of(self, result)
                 if lifetime.only_looks:
-                    print(f"weights eval   | {values_line(result, [self.key_metric])} | not noted, see use_best")
+                    tell_evaluation(self, result)
                     return score
-                lifetime.half_evaluated = True
-                improved = note_best(self, result)
-                line = values_line(result, [self.key_metric])
-                where = f" at update {self.global_step}" if lifetime.is_mid_epoch else " "
-                print(f"epoch {self.epoch:3d} eval{where} | {line}{f' | {improved} {self.key_metric}' if improved else ''}")
+                improved = lifetime.note_evaluation(result)
                 for call in self.hooks.on_eval_result:
                     call(self, result)
                 if improved:  # the weights that were scored: a callback may have put averages in their place
                     self.checkpoints.save_best()
             lifetime.finish_evaluation(score, save_per_epochs)
         return score
-
-    def eval_loop(self, save_per_epochs: int = 1) -> float:
-        """The same as ``eval``."""
-        return self.eval(save_per_epochs)
 
     def test(self, loader: Iterable[Any] | None = None) -> dict[str, Any]:
         """Losses and metrics on ``loader`` (None: ``test_loader``, else ``eval_loader``); nothing is noted or saved."""

@@ -157,6 +157,11 @@ def score_of(trainer: TemplateModel, result) -> float:
     return result[resolve_key(trainer, result)]
 
 
+def last_score(trainer: TemplateModel) -> float:
+    """``score_of`` the last evaluation; NaN before the first one."""
+    return score_of(trainer, trainer.eval_result) if trainer.eval_result else math.nan
+
+
 def note_training(trainer: TemplateModel, result) -> str:
     """An epoch was trained. Where ``key_metric`` is of the training, its best value and weights are kept. Plateau schedules
     are told, which look at it, or at the loss where there is nothing to evaluate.

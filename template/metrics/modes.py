@@ -29,6 +29,13 @@ def eval_mode(models: Iterable[nn.Module]) -> Iterator[None]:
         restore_modes(before)
 
 
+def train_mode(models: Iterable[nn.Module]) -> None:
+    """The models that are trained, for good. Only at the top: parts that you froze with ``.eval()`` stay so."""
+    for model in models:
+        if not model.training and any(p.requires_grad for p in model.parameters()):
+            model.train()
+
+
 def modes_of(models: Iterable[nn.Module]) -> dict[nn.Module, bool]:
     """``{part: whether it is in train mode}``, outer parts before inner ones."""
     return {part: part.training for model in models for part in model.modules()}

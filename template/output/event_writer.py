@@ -65,13 +65,33 @@ class EarlyWriter:
 
     def hand_on(self, writer):
         """Everything that waits, and what comes, goes to ``writer``; to None: nowhere."""
-        self._writer = writer if writer is not None else _NoWriter()
+        self._writer = writer if writer is not None else NoWriter()
         waiting, self._waiting = self._waiting, []
         for name, args, kwargs in waiting:
             getattr(self._writer, name)(*args, **kwargs)
 
 
-class _NoWriter:
+class WriterOfRun:
+    """What ``trainer.writer`` is: an ``EarlyWriter`` at first, and then the run's own, made when it is asked for."""
+
+    def __init__(self):
+        self.own = "auto"  # or a SummaryWriter, or None: TensorBoard is off
+        self._early = EarlyWriter()
+
+    def get(self, folder):
+        """The writer of ``folder``; None where the run has no folder yet."""
+        if self.own == "auto":
+            if folder is None:
+                return self._early
+            self.set(make_writer(folder))
+        return self.own
+
+    def set(self, writer):
+        self.own = writer
+        self._early.hand_on(writer)
+
+
+class NoWriter:
     """TensorBoard is off, and what is written goes nowhere."""
 
     def __getattr__(self, name):

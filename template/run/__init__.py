@@ -15,6 +15,8 @@
 - ``checkpoints.py``: when is a run saved?
 - ``pace.py``: how long is a run, and when is it evaluated within an epoch?
 - ``lifetime.py``: how does a run go on, how is it left and closed?
+- ``after_error.py``: what is kept and said after an error?
+- ``untrained_folder.py``: what becomes of the folder of a run in which nothing was trained?
 - ``signals.py``: what happens at Ctrl-C and SIGTERM?
 - ``requests.py``: what can a trainer be asked for around its loop?
 - ``weights_for_use.py``: which weights are evaluated, kept as the best and handed out?
@@ -23,7 +25,7 @@
 - ``defaults.py``: what do the default methods make of a batch?
 - ``counting.py``: how much does a batch weigh?
 - ``old_names.py``: what did templates before this one call differently?
-- ``reports.py``: what does a trainer say of itself, and at the end of a run?
+- ``reports.py``: what does a trainer say, at log points, behind an epoch and at the end?
 - ``as_found.py``: how is a trainer looked at by training it, and left as it was?
 - ``copies.py``: what does a copy of a trainer hold?
 - ``options.py``: how does a dataclass become command-line options?

@@ -34,7 +34,8 @@ from ..data.seeding import GENERATORS, own_generators, put_back, rng_kept, state
 from ..hooks import Callback, Hooks
 from ..metrics.accumulators import Metric
 from ..metrics.epoch import RunningLosses
-from ..output.event_writer import EarlyWriter
+from ..metrics.modes import train_mode
+from ..output.event_writer import NoWriter, WriterOfRun
 from ..output.speed import Speed
 from ..update.guard import SkipGuard
 from ..update.schedule import Schedule
@@ -88,9 +89,7 @@ def as_in_training(trainer: TemplateModel) -> None:
     stepper.clip, stepper.guard, stepper.speed = make_clip(trainer.clip_grad), None, Speed()
     trainer.epoch = max(trainer.epoch, trainer.epochs_done + 1)
     follow_reduction(trainer, trainer.criterion)
-    for model in trainer.model_list:
-        if not model.training and any(p.requires_grad for p in model.parameters()):
-            model.train()
+    train_mode(trainer.model_list)
 
 
 def batches_again_and_again(trainer: TemplateModel, loader: Any = None) -> Iterator[Any]:
@@ -158,9 +157,8 @@ def nothing_written(trainer: TemplateModel) -> Iterator[None]:
     """What is printed goes to the console alone; what the user's own code gives to ``writer`` goes nowhere."""
     logger, own = trainer.stdout_logger, vars(trainer)
     log, logger.log, writer = logger.log, None, own["_writer"]
-    if writer is not None:
-        own["_writer"] = EarlyWriter()
-        own["_writer"].hand_on(None)
+    own["_writer"] = WriterOfRun()
+    own["_writer"].set(None if writer.own is None else NoWriter())
     try:
         yield
     finally:

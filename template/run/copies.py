@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..template import TemplateModel
 
 _OF_THE_RUN = {"hooks", "stepper", "lr_schedule", "evaluator", "stdout_logger", "checkpoints", "lifetime", "train_batches",
-               "running_losses", "world", "_counter", "_writer", "_early_writer"}
+               "running_losses", "world", "_counter", "_writer"}
 
 
 def state_to_copy(trainer: TemplateModel) -> dict[str, Any]:

@@ -7,25 +7,24 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.files import CRASHED
-from ..checkpoint.saver import SaveError
 from ..data.seeding import capture_rng, restore_rng
 from ..hooks import run_all
-from ..output import forks, run_folder
-from ..output.run_lock import RunInUse
+from ..metrics.best import note_best, note_training
+from ..output import forks
 from ..output.warn import warnings_noted
 from ..parallel.gradients import explained
+from ..update.lr_scheduler import rates_line
+from .after_error import end_after
 from .pace import Pace
-from .reports import tell_end
+from .reports import log_window, tell_end, tell_evaluation, tell_training
 from .signals import STOP_NOW, Interrupted, Left, StopRequest, ending, is_interactive
+from .untrained_folder import UntrainedFolder
 from .weights_for_use import WeightsForUse
 
 if TYPE_CHECKING:
@@ -47,6 +46,7 @@ class Lifetime:
         self.weights = WeightsForUse(trainer)
         self.stop_request = StopRequest()
         self.pace = Pace(trainer, self)
+        self.folder = UntrainedFolder(trainer)
         self.open_epoch: Any = None  # number of the epoch that was trained but is not over
         self.trained: dict[str, Any] = {}  # means over the samples of the epoch that was trained last
         self.evaluated_epoch = None  # number of the epoch that was evaluated last
@@ -56,8 +56,6 @@ class Lifetime:
         self.look_at_criterion = None  # function of (criterion, what it is given), on the first batches
         self.explain = None            # function of an error there, which adds to it what helps
         self.will_evaluate = False     # the loop is that of ``fit()``, which calls ``eval()``
-        self.folder_is_new = False     # nothing was in ckpt_dir when this run began, and nothing was done since
-        self._taken_away: dict[Path, bytes] = {}  # files of a folder in which nothing was trained
         self.will_be_closed = False  # the loop is that of ``epochs()``, which waits for every file at its end
         self._is_closed = True       # on_exit was called since anything ran
         self._is_in_child = False    # of a fork, which is not the run: nothing is saved or cleaned up there
@@ -75,7 +73,8 @@ class Lifetime:
     # --- epochs ---------------------------------------------------------------------------------------------------
 
     def begin_epoch(self):
-        """Training begins or goes on: with the weights that are there, and what it makes of them counts."""
+        """Training begins or goes on: with the weights that are there, and what it makes of them counts. False where it was
+        stopped."""
         self._agree("train_loop()")
         self._require_place()
         self._began = self._began or time.perf_counter()
@@ -89,27 +88,43 @@ class Lifetime:
         self._whole = self.trainer.global_step, self.trainer.batches_done
         while self._at_next_epoch:
             self._at_next_epoch.popitem()[1]()
+        if self.trainer.should_stop:
+            print("Training was stopped, so train_loop() does nothing. Loop over trainer.epochs(n) to end the loop too.")
+            return False
+        self.trainer.lr_schedule.begin_epoch(self.trainer)
+        return True
 
     def begin_evaluation(self):
-        """Of the epoch that was trained last; one whose evaluation was cut short is over behind this one."""
+        """Of the epoch that was trained last; one whose evaluation was cut short is over behind this one. False where the
+        training was stopped, and nothing is left to evaluate."""
         self._agree("eval()")
-        if self.only_looks:
-            return
-        self._require_place()
-        if self._cut_epoch is not None:
-            self._take_up()
-            self.open_epoch, self._cut_epoch = self._cut_epoch, None
+        if not self.only_looks:
+            self._require_place()
+            if self._cut_epoch is not None:
+                self._take_up()
+                self.open_epoch, self._cut_epoch = self._cut_epoch, None
+        return not self._skips_evaluation()
 
     def _require_place(self):
         """Nobody else writes in the folder: before anything is computed that could not be kept."""
         self.trainer.world.from_main(self.checkpoints.lock.require)
 
-    def end_of_batches(self, result):
-        """All batches of the epoch were trained on; ``result`` holds the means over its samples."""
-        self.open_epoch, self.trained = self.trainer.epoch, result
+    def end_training(self):
+        """All batches of the epoch were trained on. Returns the means over its samples."""
+        trainer = self.trainer
+        result = self.trained = trainer.running_losses.compute()
+        self.open_epoch = trainer.epoch
+        for call in trainer.hooks.on_train_end:
+            call(trainer, result)
+        rates, seconds = rates_line(trainer.optimizer_list), time.perf_counter() - trainer._epoch_started
+        tell_training(trainer, result, note_training(trainer, result), rates, seconds)
+        trainer.lr_schedule.after_epoch(trainer.epoch)
+        return result
 
     def after_update(self):
-        """Between two updates: evaluate and save when it is time. Here the training may be left, or paused."""
+        """Between two updates: log, evaluate and save when it is time. Here the training may be left, or paused."""
+        if self.trainer.global_step % self.trainer.log_per_step == 0:
+            log_window(self.trainer)
         self._whole = self.trainer.global_step, self.trainer.batches_done
         self.pace.evaluate_when_due()
         if self.checkpoints.is_due():
@@ -169,7 +184,7 @@ class Lifetime:
         is_now = stops and trainer.world.any(trainer.should_stop == "now")
         trainer.should_stop = "now" if is_now else stops
 
-    def skips_evaluation(self):
+    def _skips_evaluation(self):
         """The training was stopped, and there is nothing new to evaluate, or no time: a loop that goes on after the stop."""
         stop = self.trainer.should_stop
         is_done = self.evaluated_epoch == self.trainer.epoch or self.pace.evaluated_step == self.trainer.global_step
@@ -215,6 +230,14 @@ class Lifetime:
         """Something of the present epoch is left to train."""
         return self.open_epoch is None and self.trainer.epoch > self.trainer.epochs_done
 
+    def note_evaluation(self, result):
+        """The weights of the training were evaluated: their values are told, and noted where they are the best. Returns what
+        ``key_metric`` is, as ``note_best`` does."""
+        self.half_evaluated = True
+        improved = note_best(self.trainer, result)
+        tell_evaluation(self.trainer, result, improved)
+        return improved
+
     def finish_evaluation(self, score, save_per_epochs):
         """The epoch was evaluated and noted: it is over, and saved. One that is under way goes on, and is saved as soon as
         the running update is done."""
@@ -249,8 +272,7 @@ class Lifetime:
         Args:
             only_looks: it held the weights alone, which are no state to continue from until training goes on with them.
         """
-        self._put_folder_back()
-        self.folder_is_new = False
+        self.folder.keep()
         self.open_epoch = self.evaluated_epoch = self._cut_epoch = self._left = None
         self.only_looks = only_looks
         self.half_evaluated = False
@@ -274,7 +296,7 @@ class Lifetime:
         """What was asked for is done then: the trainer may be used on."""
         if self._has_more_than_the_disk():
             self.checkpoints.save_last(beside=False)
-        self._set_epoch_aside()
+        self.set_epoch_aside()
         self._note_place()
         self.close()
         number = self.stop_request.take()
@@ -292,7 +314,7 @@ class Lifetime:
         is_newer = self.trainer.global_step != self.checkpoints.saved_step or self.open_epoch is not None
         return not self.only_looks and (is_newer or not self.trainer.path_of("last.pth").exists())
 
-    def _set_epoch_aside(self):
+    def set_epoch_aside(self):
         """The epoch that was trained is not evaluated for now."""
         if self.open_epoch is not None:
             self._cut_epoch, self.open_epoch = self.open_epoch, None
@@ -338,7 +360,7 @@ class Lifetime:
             call: name of what every rank has to call now, where that was not looked at before.
         """
         trainer, lock = self.trainer, self.checkpoints.lock
-        self._put_folder_back()
+        self.folder.put_back()
         self._is_closed = False
         self._depth += 1
         with trainer.stdout_logger.session():
@@ -349,7 +371,7 @@ class Lifetime:
                     trainer.world.begin(call)
                 with warnings_noted(trainer.stdout_logger.note), explained(trainer.stepper.parallel):
                     yield
-                self.folder_is_new = False
+                self.folder.keep()
                 if self._depth == 1 and is_interactive():
                     self.leave_when_asked()  # not in another cell, later
             except (Left, Interrupted):
@@ -360,103 +382,13 @@ class Lifetime:
             except BaseException as error:
                 was_left = isinstance(error, SystemExit) and self._is_closed  # in a session within this one
                 if not self._is_in_child and not was_left:
-                    self._end_after(error)
+                    end_after(self, error)
                 raise
             finally:
                 self._depth -= 1
                 lock.is_busy = self._depth > 0
                 if self._depth == 0 and is_interactive():
                     self.stop_request.restore()  # between two cells Ctrl-C is no request to this trainer
-
-    def _end_after(self, error):
-        trainer = self.trainer
-        if self.explain is not None:
-            self.explain(error)
-        trainer.stdout_logger.write_traceback(error)
-        trainer.world.fail(error)
-        self._save_after(error)
-        self._set_epoch_aside()  # it was saved, or is no state to save
-        try:
-            self.close()
-        except Exception as failure:
-            print(f"While closing after that error: {type(failure).__name__}: {failure}")
-        self._take_folder_away(error)
-        if trainer.world.is_lost(error):
-            self._end_with_the_others(error)
-        if self.stop_request.came_twice and isinstance(error, KeyboardInterrupt):
-            self._tell_what_is_lost()
-        if isinstance(error, KeyboardInterrupt) or is_interactive():
-            self.stop_request.drop_interrupt()
-
-    def _save_after(self, error):
-        """Somebody's code raised, also to end the process: nothing of the training until then is lost. What is not exact is
-        written to a file that ``load_state("auto")`` does not take. Among several processes nothing is: the others are
-        somewhere else."""
-        trainer = self.trainer
-        is_own = isinstance(error, (FloatingPointError, SaveError, RunInUse)) or self.stop_request.came_twice
-        if is_own or self.only_looks or trainer.global_step == self.checkpoints.saved_step:
-            return
-        what = _in_words(error)
-        if trainer.world.size > 1:
-            if not isinstance(error, Exception):
-                print(f"Not saved after {what}, because the other processes are somewhere else. The newest save is of "
-                      f"update {self.checkpoints.saved_step}.")
-            return
-        try:
-            if self._is_exact():
-                self.checkpoints.save_last(beside=False)
-                if not self.checkpoints.has_failures():
-                    print(f"Saved after {what}, at {self.where()}. load_state('auto') continues there.")
-            else:
-                path = trainer.path_of(CRASHED)
-                self.checkpoints.save_as_it_is(path)
-                before = "goes on exactly, from the save before it" if trainer.path_of("last.pth").exists() else (
-                    "finds nothing, because nothing was saved before it")
-                print(f"Saved as {what} left it, behind {self.where()}: {path}. To go on from there load it by name; "
-                      f"load_state('auto') {before}.")
-        except Exception as failure:  # a GPU that is gone, a full disk: the first error is the one to show
-            print(f"The state after {what} could not be saved: {type(failure).__name__}: {failure}")
-
-    def _tell_what_is_lost(self):
-        """After a Ctrl-C that waited for nothing."""
-        trainer = self.trainer
-        kept = f"The newest save is of update {self.checkpoints.saved_step}"
-        if not trainer.path_of("last.pth").exists():
-            kept = "Nothing was saved yet"
-        if trainer.world.size > 1 or self._is_exact():
-            kept = "is saved" if trainer.global_step == self.checkpoints.saved_step else f"was not saved. {kept}"
-            self.say(f"Interrupted at once, at {self.where()}, which {kept}. This trainer goes on from here.")
-        else:
-            self.say(f"Interrupted at once, in the middle of what follows {self.where()}. {kept}. This trainer begins that "
-                     "again, but not to the same bits; load_state('auto') goes back to the save.")
-
-    def _is_exact(self):
-        """Between two updates, while data is read or an evaluation runs. Within an update random numbers were drawn and
-        statistics moved; a noted evaluation moved best values, schedules and callbacks."""
-        is_read = self.trainer.train_batches.is_at(self.trainer.batches_done)
-        return self.trainer.stepper.is_between_updates and is_read and not self.half_evaluated
-
-    def _end_with_the_others(self, error):
-        """In one line: the traceback to read is that of the rank that failed."""
-        world = self.trainer.world
-        os.write(sys.__stderr__.fileno(), f"rank {world.rank} ends, because {world.reason_of_loss(error)}\n".encode())
-        raise SystemExit(1) from None
-
-    def _take_folder_away(self, error):
-        """A run that an error ended before its first update leaves no folder. Where this trainer goes on, it is put back."""
-        trainer = self.trainer
-        if trainer.global_step or self._depth > 1 or not (self.folder_is_new and isinstance(error, Exception)):
-            return
-        self.folder_is_new = False
-        folder = trainer.path_of(".")
-        self._taken_away = run_folder.take_away(folder, trainer.run_name, Path(trainer.stdout_logger.filename).name)
-        if not folder.exists():
-            print(f"Nothing was trained, so the folder {trainer.ckpt_dir} was removed.", file=sys.stderr)
-
-    def _put_folder_back(self):
-        if self._taken_away:
-            run_folder.put_back(self._taken_away)
-            self._taken_away, self.folder_is_new = {}, True
 
     # --- the end --------------------------------------------------------------------------------------------------
 
@@ -492,13 +424,19 @@ class Lifetime:
     def _save_what_is_left(self):
         if self.open_epoch is not None and self.trainer.eval_loader is not None:
             self.checkpoints.save_last(beside=False)  # all its batches are done: continuing goes on with its evaluation
-            self._set_epoch_aside()
+            self.set_epoch_aside()
             if not self.checkpoints.has_failures():
                 print(f"Saved at {self.where()}, which was not evaluated. load_state('auto') continues with its evaluation.")
         self.finish_epoch(beside=False)
         self.checkpoints.close()
-        if self.checkpoints.last_failed() and self._is_exact() and self.trainer.world.size == 1:
+        if self.checkpoints.last_failed() and self.is_exact() and self.trainer.world.size == 1:
             self.checkpoints.save_again()
+
+    def is_exact(self):
+        """Between two updates, while data is read or an evaluation runs. Within an update random numbers were drawn and
+        statistics moved; a noted evaluation moved best values, schedules and callbacks."""
+        is_read = self.trainer.train_batches.is_at(self.trainer.batches_done)
+        return self.trainer.stepper.is_between_updates and is_read and not self.half_evaluated
 
     def close_at_exit(self):
         """At the interpreter's exit, for loops that never called ``close()``."""
@@ -507,7 +445,11 @@ class Lifetime:
             self.open_epoch = None  # an error ends this rank, and the others wait elsewhere
         self._is_done = error is None
         self.close()
-        self._take_folder_away(error)  # load_state found no file, for instance
+        self.folder.take_away(error)  # load_state found no file, for instance
+
+    def is_nested(self):
+        """Whether a session within another one runs: an evaluation in the midst of an epoch."""
+        return self._depth > 1
 
     # --- words ----------------------------------------------------------------------------------------------------
 
@@ -522,12 +464,6 @@ class Lifetime:
             return
         with self.trainer.stdout_logger.lines():
             print("\n".join(lines))
-
-
-def _in_words(error):
-    if isinstance(error, SystemExit):
-        return f"sys.exit({'' if error.code is None else repr(error.code)})"
-    return "the KeyboardInterrupt" if isinstance(error, KeyboardInterrupt) else "the error"
 
 
 class Paused(Exception):

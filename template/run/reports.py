@@ -1,4 +1,4 @@
-"""What a trainer says of itself: ``print(trainer)``, and the last lines of a run."""
+"""What a trainer says of itself: at log points, behind an epoch, at the end of a run, and in ``print(trainer)``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 from typing import TYPE_CHECKING
 
 from ..output import run_folder
-from ..output.console import number
+from ..output.console import number, values_line
+from ..update.guard import fetch_losses
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -37,6 +38,30 @@ def best_in_words(trainer: TemplateModel) -> str:
     texts = [f"{name} {number(trainer.best_metric[name])} (epoch {trainer.best_epoch.get(name, '?')})" for name in names]
     left_out = f", and {len(texts) - _MOST_SHOWN} more: print_best_metrics()" if len(texts) > _MOST_SHOWN else ""
     return ", ".join(texts[:_MOST_SHOWN]) + left_out
+
+
+def log_window(trainer: TemplateModel) -> None:
+    """Hand out the means of the window: the one wait for the device serves progress bar, TensorBoard and trackers."""
+    fetch_losses(trainer)
+    if values := trainer.running_losses.window():
+        for call in trainer.hooks.on_log:
+            call(trainer, values)
+
+
+def tell_training(trainer: TemplateModel, result, best: str, rates: str, seconds: float) -> None:
+    """The line of an epoch; ``best`` is what ``note_training`` gave."""
+    print(f"epoch {trainer.epoch:3d} train | {values_line(result)}{best} | lr {rates} | {seconds:.1f} s")
+
+
+def tell_evaluation(trainer: TemplateModel, result, improved: str = "") -> None:
+    """The line of an evaluation; ``improved`` is what ``note_best`` gave."""
+    line = values_line(result, [trainer.key_metric])
+    if trainer.lifetime.only_looks:
+        print(f"weights eval   | {line} | not noted, see use_best")
+        return
+    where = f" at update {trainer.global_step}" if trainer.lifetime.is_mid_epoch else " "
+    best = f" | {improved} {trainer.key_metric}" if improved else ""
+    print(f"epoch {trainer.epoch:3d} eval{where} | {line}{best}")
 
 
 def tell_end(trainer: TemplateModel, seconds: float) -> None:

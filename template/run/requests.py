@@ -20,7 +20,7 @@ from ..checkpoint import files, saver, sharded, state
 from ..checkpoint.added_groups import completed
 from ..data.nested import loader_length
 from ..output import run_folder
-from ..output.event_writer import EarlyWriter, make_writer
+from ..output.event_writer import WriterOfRun
 from ..output.summary import print_summary
 from ..parallel.ranks import ALONE, Alone
 from ..update.lr_scheduler import set_rate
@@ -214,6 +214,11 @@ def close(trainer: TemplateModel) -> None:
     trainer.lifetime.close()
 
 
+def eval_loop(trainer: TemplateModel, save_per_epochs: int = 1) -> float:
+    """The same as ``eval``."""
+    return trainer.eval(save_per_epochs)
+
+
 # --- learning rates ---------------------------------------------------------------------------------------------------
 
 
@@ -308,8 +313,7 @@ class AroundTheLoop:
     hooks: Hooks
     stepper: Stepper
     run_name: str | None
-    _writer: Any           # the SummaryWriter; "auto" until it is asked for
-    _early_writer: EarlyWriter
+    _writer: WriterOfRun
 
     predict = predict
     note_predictions = note_predictions
@@ -321,6 +325,7 @@ class AroundTheLoop:
     save_model = save_model
     wait_for_saves = wait_for_saves
     close = close
+    eval_loop = eval_loop
     update_lr_scheduler = update_lr_scheduler
     change_lr = change_lr
     num_parameters = num_parameters
@@ -360,13 +365,9 @@ class AroundTheLoop:
     @property
     def writer(self) -> Any:
         """The run's TensorBoard ``SummaryWriter``, made when first asked for; None when TensorBoard is off or absent."""
-        if self._writer == "auto":
-            if self.hooks is None:
-                return self._early_writer
-            self.writer = make_writer(Path(run_folder.TENSORBOARD_ROOT) / str(self.run_name))
-        return self._writer
+        is_open = self.hooks is not None
+        return self._writer.get(Path(run_folder.TENSORBOARD_ROOT) / str(self.run_name) if is_open else None)
 
     @writer.setter
     def writer(self, writer: Any) -> None:
-        self._writer = writer
-        self._early_writer.hand_on(writer)
+        self._writer.set(writer)

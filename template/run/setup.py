@@ -35,10 +35,12 @@ from ..update.closure import ClosureStepper, takes_closure
 from ..update.guard import make_guard
 from ..update.schedule import build_schedule
 from ..update.stepper import Stepper
-from .checks import check_attributes, note_on_evaluations
+from .checks import check_attributes, note_on_evaluations, require_no_init
+from .copies import require_original
 from .defaults import parameter_dtype
 from .evaluation import Evaluator
 from .layers_and_schedulers import check_length
+from .old_names import adopt_old_names
 from .preflight import preflight
 from .prepare import TellCompiling, prepare
 from .train_metrics import set_train_metrics
@@ -48,14 +50,18 @@ if TYPE_CHECKING:
     from ..template import TemplateModel
 
 
-def set_up(trainer: TemplateModel, callbacks, overrides, log_name, clean_log, arg, use_tb):
+def set_up(trainer: TemplateModel, callbacks, overrides, log_name, clean_log, arg, use_tb, log_path=None):
     """Check what was set in a ``TemplateModel`` and build its parts. What is warned of meanwhile stands in the log too.
 
     Args:
         callbacks: function of the user's own, which gives the default set and these.
         overrides: function of a method's name: whether the subclass has one of its own.
-        log_name, clean_log, arg, use_tb: as in ``check_init``.
+        log_name, clean_log, arg, use_tb, log_path: as in ``check_init``.
     """
+    require_no_init(trainer)
+    require_original(trainer)
+    adopt_old_names(trainer, overrides)
+    log_name = log_name if log_path is None else os.path.abspath(log_path)
     earlier: list[str] = []
     with warnings_noted(earlier.append):
         check_attributes(trainer, overrides)
@@ -158,7 +164,7 @@ def _open_run(trainer, log_name, clean_log, arg, use_tb):
     trainer.asked_dir = str(trainer.ckpt_dir)
     trainer.ckpt_dir, trainer.run_name = world.from_main(
         lambda: run_folder.prepare(trainer.asked_dir, trainer.run_name, trainer.overwrite, trainer.checkpoints.lock))
-    trainer.lifetime.folder_is_new = world.size == 1 and set(os.listdir(trainer.ckpt_dir)) <= {run_lock.NAME}
+    trainer.lifetime.folder.is_new = world.size == 1 and set(os.listdir(trainer.ckpt_dir)) <= {run_lock.NAME}
     trainer.stdout_logger = Logger(trainer.path_of(log_name) if world.is_main else os.devnull)
     if clean_log and world.is_main:
         trainer.stdout_logger.clean()
