@@ -103,7 +103,8 @@ class EMA(Callback):
 
     def save(self, path: str | Path) -> None:
         """Write the average to ``path``, with the counters, as ``save_state(path, optim=False)`` writes weights: then
-        ``load_state(path, optim=False)`` takes it. Rank 0 writes, whether the others call it too or not.
+        ``load_state(path, optim=False)`` takes it. Rank 0 writes, whether the others call it too or not;
+        under fsdp every rank has to call it.
 
         Raises:
             RuntimeError: there is no average yet.

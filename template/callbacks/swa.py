@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import math
 import weakref
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from ..data.nested import loader_length
 from ..data.seeding import rng_kept
 from ..data.shares import Share, Uneven
 from ..hooks import Callback
-from ..metrics.modes import unchanged
+from ..metrics.modes import eval_mode, unchanged
 from ..output.warn import warn
 from ..update.averages import WeightAverage
 from ..update.lr_scheduler import set_rate
@@ -166,7 +167,7 @@ class SWA(Callback):
             for layer in layers:
                 layer.reset_running_stats()
                 layer.momentum = None  # a plain mean over the batches
-            count = self._forward_all(model)
+            count = self._forward_all(model, layers)
             if count is None:
                 return
             tensors = {id(tensor): name for name, tensor in floating_tensors(model).items()}
@@ -181,7 +182,7 @@ class SWA(Callback):
             own = _mean_over_ranks(model.world, own, counts)
         self._statistics, self._statistics_of = own, self._average.num
 
-    def _forward_all(self, model):
+    def _forward_all(self, model, layers):
         """The number of batches; None where the run was asked to end meanwhile."""
         world = model.world
         share = Share(world.rank, world.size, gather=world.gather, name="train_loader")
@@ -193,10 +194,11 @@ class SWA(Callback):
             if world.size == 1 and model.lifetime.stop_request.signal:
                 return None
             batch, is_spare = batch if type(batch) is Uneven else (batch, False)
-            if not is_spare or model.sync_batchnorm:
-                with model.autocast():
+            counts = not is_spare or model.sync_batchnorm
+            if counts or model.is_sharded:  # where each forward gathers weights of all ranks
+                with model.autocast(), nullcontext() if counts else eval_mode(layers):
                     model.evaluator.forward(batch)
-                count += 1
+            count += counts
         return count
 
     # --- use ------------------------------------------------------------------------------------------------------
@@ -215,7 +217,8 @@ class SWA(Callback):
 
     def save(self, path: str | Path) -> None:
         """Write the mean to ``path``, with the counters, as ``save_state(path, optim=False)`` writes weights: then
-        ``load_state(path, optim=False)`` takes it. Rank 0 writes, whether the others call it too or not.
+        ``load_state(path, optim=False)`` takes it. Rank 0 writes, whether the others call it too or not;
+        under fsdp every rank has to call it.
 
         Raises:
             RuntimeError: nothing was averaged yet.

@@ -55,6 +55,17 @@ def restored(value):
     return kind(map(restored, value)) if kind in LISTS else value
 
 
+def replaced(value, change):
+    """The same with ``change(part)`` in the place of each part, inner parts behind outer ones. What ``change`` hands back as
+    it is, is looked into; what comes from it is not."""
+    new, kind = change(value), type(value)
+    if new is not value or kind not in DICTS + LISTS:
+        return new
+    if kind in LISTS:
+        return kind(replaced(part, change) for part in value)
+    return kind({key: replaced(part, change) for key, part in value.items()})
+
+
 def refuse_objects(value, where="state"):
     """Only what loads under ``weights_only=True``: found now, not at the restart that needs the file.
 

@@ -1,6 +1,7 @@
 """Checkpoints of weights that are divided among the ranks (FSDP2): each rank writes its part.
 
-    last.pth            plain data as always, without weights, and what the parts are: {"shards": {"folder": …, "crc": …}}
+    last.pth            plain data as always, without weights, and what the parts are: {"shards": {"folder": …, "crc": …}}.
+                        Callbacks' states have a note in the place of each tensor that is divided like the weights (averages)
     shards-<update>/    the parts, as torch.distributed.checkpoint lays them out: any number of ranks can read them
 
 The parts are complete, flushed and read back before the file that names them is written, so at every instant ``last.pth``
@@ -21,15 +22,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .plain_data import replaced
+
 _NAME = re.compile(r"shards-\d+-\d+")
 _KEYS = {"folder", "crc", "param_groups", "other_state", "groups"}  # what loading needs
+_IN_PARTS = "tensor in the parts"  # the key of a dict that stands for one, in the state of a callback
 
 
-def write(trainer, folder):
+def write(trainer, folder, callbacks=None):
     """Write the weights and optimizer states of a ``TemplateModel`` to a new folder in ``folder``. On every rank.
 
+    Args:
+        callbacks: ``{name of a callback: its state}``, whose divided tensors (averages) are written too.
+
     Returns:
-        What ``last.pth`` has to hold of it, or the OSError that kept some rank from writing.
+        ``(what last.pth has to hold of it, callbacks with a note in the place of each divided tensor)``, or the OSError that
+        kept some rank from writing.
 
     Raises:
         FloatingPointError: a weight is not finite.
@@ -39,6 +47,8 @@ def write(trainer, folder):
     world = trainer.world
     _require_finite(trainer)
     tensors, rest = _state_of(trainer)
+    own, callbacks = _taken_out(callbacks or {})
+    tensors |= {"callbacks": own} if own else {}
     path = Path(folder) / world.share(f"shards-{trainer.global_step}-{time.time_ns()}")
 
     def save():
@@ -53,7 +63,50 @@ def write(trainer, folder):
                 shutil.rmtree(path, ignore_errors=True)
             return OSError(errno.EIO, f"The parts of the weights could not be written: {failures[0][:500]}", str(path))
     crc = {name: value for own, _ in found for name, value in own.items()}
-    return {"folder": path.name, "crc": crc, "world_size": world.size, **rest}
+    return {"folder": path.name, "crc": crc, "world_size": world.size, **rest}, callbacks
+
+
+# --- divided tensors in the states of callbacks -------------------------------------------------------------------------
+
+
+def _taken_out(callbacks):
+    """``({number: divided tensor}, the states with a note in the place of each)``."""
+    found = {}
+
+    def note(value):
+        if not hasattr(value, "to_local"):
+            return value
+        found[str(len(found))] = value
+        return {_IN_PARTS: str(len(found) - 1), "shape": value.shape, "dtype": value.dtype}
+
+    return found, replaced(callbacks, note)
+
+
+def _put_back(callbacks, find):
+    """The states with ``find(note)`` in the place of each note."""
+    return replaced(callbacks, lambda value: find(value) if type(value) is dict and _IN_PARTS in value else value)
+
+
+def joined(callbacks, world):
+    """The states with whole tensors on the host of rank 0, and none on the others. On every rank."""
+    def whole(value):
+        if not hasattr(value, "full_tensor"):
+            return value
+        tensor = value.full_tensor()
+        return tensor.cpu() if world.is_main else None
+
+    return replaced(callbacks, whole)
+
+
+def _divided_like(p):
+    """Function of a note: an empty tensor that is divided as the parameter ``p`` is, along its first dimension."""
+    from torch.distributed.tensor import Replicate, Shard, empty
+
+    def make(note):
+        placements = [Shard(0) if one.is_shard() and note["shape"] else Replicate() for one in p.placements]
+        return empty(note["shape"], dtype=note["dtype"], device_mesh=p.device_mesh, placements=placements)
+
+    return make
 
 
 def _attempt(step):
@@ -195,11 +248,15 @@ def _refuse_objects(path):
             raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def load(trainer, shards, optim):
+def load(trainer, state, optim):
     """Put the parts back into a ``TemplateModel`` under FSDP2, for any number of ranks. On every rank.
 
     Args:
+        state: of the file that names them.
         optim: False leaves the optimizers as they are.
+
+    Returns:
+        The states of callbacks with their divided tensors; None without ``optim``.
 
     Raises:
         ValueError: they are parts of other models.
@@ -208,7 +265,13 @@ def load(trainer, shards, optim):
     from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_state_dict
 
     tensors, _ = _state_of(trainer)
-    if not optim:
+    shards, callbacks = state["shards"], None
+    if optim:
+        p = next(p for model in trainer.model_list for p in model.parameters())
+        callbacks = _put_back(state["callbacks"], _divided_like(p))
+        own, _ = _taken_out(callbacks)
+        tensors |= {"callbacks": own} if own else {}
+    else:
         del tensors["state"]
     try:
         dcp.load(tensors, checkpoint_id=str(_folder(shards)), process_group=trainer.world.hosts)
@@ -216,10 +279,11 @@ def load(trainer, shards, optim):
         raise ValueError(f"The weights in {shards['folder']} do not fit the models of model_list: {error}") from error
     if not optim:
         set_model_state_dict(_together(trainer), tensors["model"])
-        return
-    state = {name: own | shards["other_state"].get(name, {}) for name, own in tensors["state"].items()}
+        return callbacks
+    states = {name: own | shards["other_state"].get(name, {}) for name, own in tensors["state"].items()}
     set_state_dict(_together(trainer), trainer.optimizer_list, model_state_dict=tensors["model"],
-                   optim_state_dict={"state": state, "param_groups": shards["param_groups"]})
+                   optim_state_dict={"state": states, "param_groups": shards["param_groups"]})
+    return callbacks
 
 
 def load_plain(trainer, weights, state=None, afresh=()):
@@ -282,6 +346,7 @@ def plain_state(state):
         dcp_to_torch_save(str(_folder(shards)), f"{temporary}/whole")
         whole = torch.load(f"{temporary}/whole", map_location="cpu", weights_only=True)
     plain = {key: value for key, value in state.items() if key != "shards"} | _by_model(whole["model"])
+    plain["callbacks"] = _put_back(state["callbacks"], lambda note: whole["callbacks"][note[_IN_PARTS]])
     states = {name: own | shards["other_state"].get(name, {}) for name, own in whole["state"].items()}
     return plain | _by_number(shards["param_groups"], shards["groups"], states)
 

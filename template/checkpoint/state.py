@@ -15,6 +15,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from ..data.seeding import capture_rng, derive, restore_rng, seed_everything
+from ..parallel.gradients import let_go
 from . import added_groups, sharded
 from .plain_data import HostCopy, as_plain, refuse_objects, restored
 
@@ -27,7 +28,8 @@ def collect(model, optim=True, divided=False, world=None):
 
     Args:
         optim: False leaves what only continuing needs.
-        divided: without weights and optimizers, of which ``sharded.write`` has each rank write its part.
+        divided: without weights and optimizers, of which ``sharded.write`` has each rank write its part, and with the parts
+            that callbacks have of divided tensors.
         world: the ranks that take part; None: all, ``ALONE``: this one, whose losses since the last log point and whose
             random numbers are then the only ones.
     """
@@ -45,6 +47,7 @@ def collect(model, optim=True, divided=False, world=None):
         "run_name": model.run_name,
     }
     if optim:
+        callbacks = {name: callback.state_dict() for name, callback in _with_state(model.hooks.callbacks)}
         state |= {
             "epochs_done": model.epochs_done,
             "batch": model.batches_done,
@@ -54,7 +57,7 @@ def collect(model, optim=True, divided=False, world=None):
             "schedule": model.lr_schedule.state_dict(),
             "stepper": model.stepper.state_dict(),
             "loader": model.train_batches.state_dict(),
-            "callbacks": {name: callback.state_dict() for name, callback in _with_state(model.hooks.callbacks)},
+            "callbacks": sharded.joined(callbacks, world) if model.is_sharded and not divided else callbacks,
         }
         if added_groups.has_any(model):
             state["added_groups"] = added_groups.describe(model, named_parameters(model))
@@ -162,11 +165,11 @@ def _apply_divided(model, modules, weights, state, afresh):
 
 def _apply_parts(model, modules, state, optim):
     """From a file whose weights each rank wrote its part of, where each rank has a part again."""
-    sharded.load(model, state["shards"], optim)
+    callbacks = sharded.load(model, state, optim)
     if "criterion" in modules and "criterion" in state:
         modules["criterion"].load_state_dict(state["criterion"])
     _apply_counters(model, state)
-    return _apply_training_state(model, state, {}, with_optimizers=False) if optim else []
+    return _apply_training_state(model, state | {"callbacks": callbacks}, {}, with_optimizers=False) if optim else []
 
 
 def _apply_counters(model, state):
@@ -361,7 +364,9 @@ def named_parameters(model):
 
 def floating_tensors(model):
     """``{key of the module and name in the state: parameter or buffer of floating-point numbers}``, each tensor once.
-    Buffers that no state holds are left out."""
+    Buffers that no state holds are left out. Of divided parameters these are the DTensors."""
+    if model.is_sharded:
+        let_go(model.model_list)
     found, seen = {}, set()
     for key, part in _modules(model).items():
         unsaved = {f"{prefix}{'.' if prefix else ''}{name}" for prefix, module in part.named_modules()

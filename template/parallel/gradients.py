@@ -268,6 +268,22 @@ class Sharded(Averaged):
         """The backward has done it."""
 
 
+def part_of(tensor):
+    """What this rank holds of a tensor that is divided (a ``DTensor``), in the same memory; any other as it is."""
+    return tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def let_go(models):
+    """What forwards have gathered of divided weights is let go: each rank's parts are in the modules again, and the next
+    forward gathers them as they are then. FSDP2 itself keeps what an evaluation has gathered until the next backward."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for model in models:
+        for part in model.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+
+
 def _require_own(models, optimizers):
     """What belongs to no model would not be divided, and no optimizer takes both kinds at once."""
     own = {id(p) for model in models for p in model.parameters()}

@@ -171,12 +171,12 @@ class Checkpoints:
     def _write_parts(self, saved, folder):
         """Each rank its part of the weights, which ``saved`` then names; False when that failed, which was told."""
         self.saver.wait()  # the file that names the parts before
-        parts = sharded.write(self.trainer, folder)
+        parts = sharded.write(self.trainer, folder, saved["callbacks"])
         if isinstance(parts, OSError):
             if self.trainer.is_main:
                 self.saver.tell(self.trainer.path_of("last.pth"), self.trainer.lifetime.where(), parts)
             return False
-        saved["shards"] = parts
+        saved["shards"], saved["callbacks"] = parts
         return True
 
     def _tell_size(self, save_per_epochs):

@@ -13,7 +13,8 @@ in ``callbacks/ema.py`` and ``callbacks/swa.py``:
 - ``start_afresh()`` is called when the training goes on with weights that have nothing to do with those before.
 
 Values are copied into the models' own tensors, whose memory compiled code and optimizers hold. The training's values are
-kept for as long as others are in their place.
+kept for as long as others are in their place. Under FSDP2 the tensors and their values are divided alike, and each rank
+copies its parts.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..checkpoint import files, state
+from ..parallel.gradients import let_go, part_of
 from ..parallel.ranks import ALONE
 from ..update import schedule_free
 
@@ -62,22 +64,29 @@ class WeightsForUse:
         if not pairs:
             yield
             return
+        make_buffers_equal = self.trainer.stepper.parallel.before_evaluation if self.trainer.is_sharded else lambda: None
+        make_buffers_equal()
+        pairs = [(part_of(tensor), part_of(value)) for tensor, value in pairs]
         self._kept = [(tensor, tensor.detach().clone()) for tensor, _ in pairs]
         try:
-            _copy(pairs)
+            self._copy(pairs)
+            make_buffers_equal()  # averages of buffers become rank 0's, as the buffers did
             yield
         finally:
-            _copy(self._kept)
+            self._copy(self._kept)
             self._kept = []
 
     def save(self, path: str | Path) -> None:
         """Write the weights for use of a callback to ``path``, as ``save_state(path, optim=False)`` writes weights; on rank
-        0, whether the others call it too or not."""
+        0, whether the others call it too or not. Under fsdp every rank has to call it."""
         trainer = self.trainer
-        if trainer.is_main:
+        world = trainer.world if trainer.is_sharded else ALONE
+        world.begin("save() of an average")
+        if trainer.is_sharded or trainer.is_main:
             trainer.checkpoints.wait()
             with self.for_use(always=True):
-                files.write(state.collect(trainer, optim=False, world=ALONE), path)
+                saved = state.collect(trainer, optim=False, world=world)
+                world.from_main(lambda: files.write(saved, path))
             trainer.lifetime.say(f"save the averaged weights at {path}")
 
     @contextmanager
@@ -87,15 +96,23 @@ class WeightsForUse:
         in_use = [(tensor, tensor.detach().clone()) for tensor, _ in self._kept]
         with schedule_free.averaged_to_continue(self.trainer.optimizer_list):
             try:
-                _copy(self._kept)
+                self._copy(self._kept)
                 yield
             finally:
-                _copy(in_use)
+                self._copy(in_use)
 
     def start_afresh(self) -> None:
         """The training goes on with weights that were taken for use: averages until now are of others."""
         for callback in _sources(self.trainer.hooks.callbacks):
             callback.start_afresh()
+
+    @torch.no_grad()
+    def _copy(self, pairs):
+        if pairs:
+            tensors, values = zip(*pairs)
+            torch._foreach_copy_(tensors, values)
+            if self.trainer.is_sharded:
+                let_go(self.trainer.model_list)
 
     def _from_callbacks(self):
         callbacks = _sources(self.trainer.hooks.callbacks) if self.trainer.hooks is not None else []
@@ -106,15 +123,11 @@ def attach_sources(trainer: TemplateModel, callbacks: Iterable[Any]) -> None:
     """Tell a source among the callbacks whose weights these are, and look whether it is the only one.
 
     Raises:
-        ValueError: there are two, or one does not go with the way in which the models are trained.
+        ValueError: there are two, or an optimizer does not go with the way in which the models are trained.
     """
     sources = _sources(callbacks)
     if trainer.is_sharded:
         schedule_free.refuse_sharded(trainer.optimizer_list)
-        for callback in sources:
-            raise ValueError(
-                f"parallel = 'fsdp' does not go with {type(callback).__name__}: each rank holds only a part of the weights, "
-                "and the averages of all parts are not written to checkpoints. Set parallel = 'ddp', or leave it out.")
     if sources:
         optimizers = schedule_free.switchable(trainer.optimizer_list)
         names = [type(one).__name__ for one in (*sources, *optimizers)]
@@ -128,10 +141,3 @@ def attach_sources(trainer: TemplateModel, callbacks: Iterable[Any]) -> None:
 
 def _sources(callbacks):
     return [callback for callback in callbacks if hasattr(callback, "weights_for_use")]
-
-
-@torch.no_grad()
-def _copy(pairs):
-    if pairs:
-        tensors, values = zip(*pairs)
-        torch._foreach_copy_(tensors, values)

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..parallel.gradients import part_of
+
 _IN_FLOAT32 = (torch.float16, torch.bfloat16)  # a thousandth of a step would be rounded away in them
 
 
@@ -72,7 +74,8 @@ class DoneSteps:
 
 
 class WeightAverage:
-    """An average of the tensors of a training, by their names.
+    """An average of the tensors of a training, by their names. Of tensors that are divided among the ranks (FSDP2) each rank
+    averages its part.
 
     Parameters that are trained take part, and buffers (statistics of BatchNorm). Frozen parameters take part from the first
     update on that they are trained in. Buffers that are not finite when they are first seen (a mask of minus infinities, the
@@ -110,7 +113,7 @@ class WeightAverage:
                 self._frozen.append(tensor)
             elif known is not None or not only_known and self._takes_part(name, tensor):
                 kind = torch.float32 if tensor.dtype in _IN_FLOAT32 else tensor.dtype
-                value = tensor.detach().clone() if known is None else known
+                value = tensor.detach().clone() if known is None else _divided_like(tensor, known)
                 values[name] = value.to(tensor.device, kind)
                 self._pairs.append((tensor, values[name]))
         self._values, self._groups = values, _grouped(self._pairs)
@@ -175,8 +178,20 @@ class WeightAverage:
 
 def _grouped(pairs):
     groups: dict[Any, Any] = {}
-    for tensor, average in pairs:
+    for tensor, average in ((part_of(tensor), part_of(average)) for tensor, average in pairs):
         averages, tensors, _ = groups.setdefault((average.device, tensor.dtype), ([], [], tensor.dtype in _IN_FLOAT32))
         averages.append(average)
         tensors.append(tensor)
     return list(groups.values())
+
+
+def _divided_like(tensor, value):
+    """``value``, whole or divided, as the tensor is. On every rank."""
+    is_whole = not hasattr(value, "to_local")
+    if not hasattr(tensor, "to_local"):
+        return value if is_whole else value.full_tensor()
+    if is_whole:
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
+    return value.redistribute(placements=tensor.placements)

@@ -16,9 +16,10 @@ import torch
 from ranks import ENVIRONMENT, handed_back, history, once, run_ranks
 from resume_job import EPOCHS as EPOCHS_OF_RUN
 from resume_job import UPDATES, trainer
-from sharded_job import BATCH, EPOCHS, WAYS, deep, leg, train
-from tiny import run_python, weights
+from sharded_job import AVERAGES, BATCH, EPOCHS, WAYS, deep, leg, train, whole_average
+from tiny import run_python, tiny_data, weights
 
+from template import EMA
 from template.checkpoint.files import CheckpointError, read
 from template.tools.consolidate import consolidate
 
@@ -48,10 +49,12 @@ def whole(tmp_path_factory):
     """The same run by one process that never stopped."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("whole"))
-        built = trainer("run", keep_checkpoints=1, key_metric="tol_loss")
+        ema = EMA(0.9)
+        built = trainer("run", keep_checkpoints=1, key_metric="tol_loss", more=[ema])
         built.check_init(use_tb=False)
         built.fit(EPOCHS_OF_RUN)
-        return {"weights": weights(built), "history": history("run"), "state": read("run/last.pth")}
+        return {"weights": weights(built), "history": history("run"), "state": read("run/last.pth"),
+                "average": whole_average(ema)}
 
 
 def close(one, other, rtol=1e-5):
@@ -96,13 +99,71 @@ def test_parts_are_read_by_any_number_of_ranks_and_by_one_process(chain, whole):
     moments = [[state["optimizer_list0"]["state"][number]["exp_avg_sq"] for number in range(4)]
                for state in (read(folder / "run/last.pth"), whole["state"])]
     close(*moments, rtol=1e-4)
+    close(legs[3][0]["average"], whole["average"])
 
 
 def test_ddp_and_fsdp_take_over_from_each_other(chain, whole):
     for rank in chain[1][1]:
         assert [part["began"] for part in rank["kinds"]] == [0, 5, 9]
         close(rank["kinds"][-1]["weights"], whole["weights"])
+        close(rank["kinds"][-1]["average"], whole["average"])
     assert "shards" not in read(chain[0] / "kinds/last.pth")
+
+
+# --- averages of weights -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+def test_an_average_in_parts_is_that_of_whole_weights_also_of_statistics_of_batchnorm(name, chain):
+    """Compared with DDP: two processes normalise by other batches than one does."""
+    folder = chain[0]
+    ranks = [(rank[f"{name} ddp"], rank[f"{name} fsdp"]) for rank in chain[1][1]]
+    for whole, parts in ranks:
+        close(parts["weights"], whole["weights"])
+        close(parts["predicted"], whole["predicted"])
+        close(parts["best weights"], whole["best weights"])
+        assert parts["eval"] == pytest.approx(whole["eval"], rel=1e-5) and parts["eval"] == ranks[0][1]["eval"]
+        assert torch.equal(parts["predicted"], ranks[0][1]["predicted"]), "also the statistics are the same on all ranks"
+        assert not torch.equal(parts["weights"], parts["best weights"])
+    saved = [read(folder / f"{name} {parallel}.pth")["model0"] for parallel in ("ddp", "fsdp")]
+    close(saved[1], saved[0])
+    states = [read(folder / f"whole {name} {parallel}.pth") for parallel in ("ddp", "fsdp")]
+    close(states[1]["model0"], states[0]["model0"])
+    averages = [state["callbacks"][name]["average"]["values"] for state in states]
+    close(averages[1], averages[0])
+    assert {key: value.shape for key, value in averages[1].items() if ".norm." not in key and ".1." not in key} == {
+        f"model0.{key}": value.shape for key, value in saved[0].items() if ".norm." not in key and "1." not in key}
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+def test_a_run_with_averages_in_parts_that_was_killed_ends_with_the_same_bits(name, chain):
+    for rank in chain[1][1]:
+        found = rank[f"{name} continued"]
+        assert [part["began"] for part in found["legs"]] == [0, 4, 10] and found["whole"]["reached"] == UPDATES
+        for key in ("weights", "average"):
+            assert torch.equal(found["legs"][-1][key], found["whole"][key]), key
+    folder = chain[0] / "continued"
+    best = [read(folder / f"{prefix}{name}/best.pth")["model0"] for prefix in ("", "whole ")]
+    assert all(torch.equal(value, best[1][key]) for key, value in best[0].items())
+
+
+def test_one_process_reads_an_average_from_its_parts(chain, tmp_path):
+    folder = chain[0] / "continued/EMA"
+    state = torch.load(folder / "last.pth", weights_only=True)
+    notes = state["callbacks"]["EMA"]["average"]["values"].values()
+    assert all("tensor in the parts" in note for note in notes), "each rank has written its part"
+    ema = AVERAGES["EMA"]()
+    built = trainer("alone", more=[ema])
+    built.check_init(use_tb=False)
+    built.load_state(folder / "last.pth")
+    assert torch.equal(whole_average(ema), chain[1][1][0]["EMA continued"]["whole"]["average"])
+    ema.save("average.pth")
+    consolidate(folder / "last.pth", "whole.pth")
+    values = read("whole.pth")["callbacks"]["EMA"]["average"]["values"]
+    saved = read("average.pth")["model0"]
+    assert all(torch.equal(values[f"model0.{key}"], value) for key, value in saved.items())
+    built.load_state("average.pth", optim=False)
+    assert torch.isfinite(built.predict(tiny_data(9, seed=6)[0])).all()
 
 
 # --- what lies on the disk --------------------------------------------------------------------------------------------
@@ -140,12 +201,15 @@ def test_consolidate_gives_from_the_command_line_the_file_of_one_process(chain, 
     assert state["optimizer_list0"].keys() == of_one["optimizer_list0"].keys()
     assert state["optimizer_list0"]["state"].keys() == of_one["optimizer_list0"]["state"].keys()
     ranks = chain[1][2]
-    built = trainer("continued", keep_checkpoints=1, key_metric="tol_loss")
+    ema = EMA(0.9)
+    built = trainer("continued", keep_checkpoints=1, key_metric="tol_loss", more=[ema])
     built.check_init(use_tb=False)
     built.load_state("whole.pth")
     assert torch.equal(weights(built), ranks[0]["leg"]["weights"])
+    assert torch.equal(whole_average(ema), ranks[0]["leg"]["average"])
     built.fit(EPOCHS_OF_RUN)
     close(weights(built), whole["weights"])
+    close(whole_average(ema), whole["average"])
     with pytest.raises(ValueError, match="is whole already"):
         consolidate("whole.pth", "again.pth")
     again = run_python("-m", "template.tools.consolidate", "whole.pth", "x.pth", cwd=tmp_path, env=ENVIRONMENT, check=False)

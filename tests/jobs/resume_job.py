@@ -35,12 +35,12 @@ class Leave(Callback):
                 os.kill(os.getpid(), signal.SIGTERM)
 
 
-def trainer(ckpt_dir, leave=None, by_signal=False, dropout=0.0, **attributes):
+def trainer(ckpt_dir, leave=None, by_signal=False, dropout=0.0, more=(), **attributes):
     size = int(os.environ.get("WORLD_SIZE", "1"))
     built = Tiny(tiny_model(dropout=dropout), ckpt_dir=str(ckpt_dir), save_per_steps=2, log_per_step=1,
                  accumulate_steps=6 // size, lr_scheduler_type="cosine", warm_up_updates=3,
                  train_loader=DataLoader(TensorDataset(*tiny_data()), 4, shuffle=True),
-                 callbacks=[History(png=False), Leave(leave, by_signal)])
+                 callbacks=[History(png=False), Leave(leave, by_signal), *more])
     built.optimizer_list = [torch.optim.AdamW(built.model_list[0].parameters(), 0.02)]
     for name, value in attributes.items():
         setattr(built, name, value)

@@ -13,7 +13,7 @@ from tiny import tiny_data
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from template import Callback
+from template import EMA, SWA, Callback
 from template.callbacks.history import History
 
 EPOCHS = 2
@@ -42,9 +42,9 @@ WAYS = {
 }
 
 
-def deep(batch_size, eval_samples=23, **attributes):
-    trainer = Tiny(deep_model(), accumulate_steps=2, clip_grad=0.5, key_metric="tol_loss",
-                   train_loader=DataLoader(TensorDataset(*tiny_data()), batch_size, shuffle=True),
+def deep(batch_size, eval_samples=23, model=None, samples=60, **attributes):
+    trainer = Tiny(model or deep_model(), accumulate_steps=2, clip_grad=0.5, key_metric="tol_loss",
+                   train_loader=DataLoader(TensorDataset(*tiny_data(samples)), batch_size, shuffle=True),
                    eval_loader=DataLoader(TensorDataset(*tiny_data(eval_samples, seed=5)), 10), **attributes)
     trainer.optimizer_list = [torch.optim.AdamW(trainer.model_list[0].parameters(), 0.02)]
     return trainer
@@ -125,15 +125,51 @@ def full_disk(what):
 # --- from kind to kind --------------------------------------------------------------------------------------------------
 
 
-def leg(folder, *stop, **attributes):
-    options = {"keep_checkpoints": 1, "key_metric": "tol_loss"} | attributes
+def leg(folder, *stop, average=None, **attributes):
+    average = EMA(0.9) if average is None else average
+    options = {"keep_checkpoints": 1, "key_metric": "tol_loss", "more": [average]} | attributes
     began, built = resume_job.leg(folder, *stop, use_tb=False, **options)
-    return {"began": began, "reached": built.global_step, "weights": whole_weights(built)}
+    return {"began": began, "reached": built.global_step, "weights": whole_weights(built), "average": whole_average(average)}
+
+
+def whole_average(average):
+    """On every rank."""
+    values = [value for _, value in sorted(average.state_dict()["average"]["values"].items())]
+    values = [value.full_tensor() if hasattr(value, "full_tensor") else value for value in values]
+    return torch.cat([torch.empty(0, dtype=torch.float64), *(value.double().flatten() for value in values)])
 
 
 def kinds(folder):
     """DDP, FSDP2, DDP."""
     return [leg(folder, 5, True), leg(folder, 9, True, parallel="fsdp", parallel_options={"blocks": 50}), leg(folder)]
+
+
+# --- averages of weights ------------------------------------------------------------------------------------------------
+
+AVERAGES = {"EMA": lambda: EMA(0.9, every=2), "SWA": lambda: SWA(start=2)}
+
+
+def averaged(name, parallel):
+    """With BatchNorm, whose statistics are of rank 0's batches for the one and of all for the other, and with a last batch
+    that one rank gets nothing of."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 12, bias=False), nn.BatchNorm1d(12), Block(), nn.Linear(12, 3))
+    average = AVERAGES[name]()
+    trainer = deep(BATCH, model=model, samples=58, parallel=parallel, callbacks=[average],
+                   parallel_options={"blocks": (Block,)} if parallel == "fsdp" else {})
+    found, name = train(trainer, f"{name} {parallel}"), f"{name} {parallel}.pth"
+    average.save(name)
+    predicted = trainer.predict(tiny_data(9, seed=6)[0])
+    trainer.save_state(f"whole {name}")
+    trainer.use_best()
+    return found | {"predicted": predicted, "best weights": whole_weights(trainer)}
+
+
+def continued(folder, name):
+    """Stopped twice and not at all."""
+    options = {"parallel": "fsdp", "parallel_options": {"blocks": 50}}
+    legs = [leg(folder / name, *stop, average=AVERAGES[name](), **options) for stop in [(5, False), (10, True), ()]]
+    return {"legs": legs, "whole": leg(folder / f"whole {name}", average=AVERAGES[name](), **options)}
 
 
 if __name__ == "__main__":
@@ -145,4 +181,6 @@ if __name__ == "__main__":
     if os.environ["WORLD_SIZE"] == "2":
         found |= {"ways": {name: in_parts(name) for name in WAYS}, "kinds": kinds(folder / "kinds")}
         found |= {"full file": full_disk("file"), "full folder": full_disk("folder")}
+        found |= {f"{name} {parallel}": averaged(name, parallel) for name in AVERAGES for parallel in ("ddp", "fsdp")}
+        found |= {f"{name} continued": continued(folder / "continued", name) for name in AVERAGES}
     hand_back(found)

@@ -5,7 +5,6 @@ import torch
 from tiny import Tiny, tiny_data, tiny_model, weights
 
 from template import EMA, Callback
-from template.run.weights_for_use import attach_sources
 
 EVAL_X, EVAL_Y = tiny_data(23, seed=5)
 
@@ -93,10 +92,6 @@ def test_one_does_not_go_with_an_optimizer_that_averages_or_with_divided_weights
     trainer.optimizer_list = [TwoPoints(model.parameters(), 0.1)]
     with pytest.raises(ValueError, match="there are 2: EMA, TwoPoints"):
         trainer.check_init(use_tb=False)
-    trainer = Tiny()
-    trainer.is_sharded = True
-    with pytest.raises(ValueError, match="parallel = 'fsdp' does not go with EMA.*Set parallel = 'ddp'"):
-        attach_sources(trainer, [EMA()])
 
 
 def test_an_output_that_is_a_view_of_a_weight_is_that_of_the_weights_for_use():
