@@ -37,7 +37,7 @@ class FakeTqdm:
     made = []
 
     def __init__(self, **options):
-        self.options, self.updates, self.postfixes, self.closed = options, 0, [], 0
+        self.options, self.updates, self.postfixes, self.closed, self.cleared = options, 0, [], 0, 0
         self.unit, self.desc, self.total = options["unit"], options["desc"], options["total"]
         self.format_dict = {"ncols": 300}
         self.made.append(self)
@@ -47,6 +47,9 @@ class FakeTqdm:
 
     def set_postfix_str(self, text, refresh):
         self.postfixes.append(text)
+
+    def clear(self):
+        self.cleared += 1
 
     def close(self):
         self.closed += 1

@@ -41,7 +41,8 @@ class LearningRateFloor(Callback):
             self._was_above = True
         elif self._was_above:
             model.should_stop = True
-            print(f"LearningRateFloor: the learning rate is {highest:.3g}, and the training ends at {self.floor:.3g}.")
+            print(f"LearningRateFloor: the training ends, because no learning rate is above {self.floor:.3g} any more; the "
+                  f"highest is {highest:.3g}.")
 
     def _highest(self, model):
         return max(float(group["lr"]) for optimizer in model.optimizer_list for group in optimizer.param_groups)

@@ -40,6 +40,7 @@ class ProgressBar(Callback):
         self.show = show
         self.bar: Any = None
         self._tqdm: Any = None
+        self._logger: Any = None  # that prints above the bar
         self._in_notebook = False
         self._start = None      # of the epoch, see output/speed.py
         self._last_shown = 0.0  # seconds, on time.perf_counter's clock
@@ -56,6 +57,9 @@ class ProgressBar(Callback):
             self._epoch_seconds = self._last_shown - self._began[1]
         self._began = model.epoch, self._last_shown
         self.bar = self._open(f"epoch {_of_total(model)}", model.updates_per_epoch(), _updates_begun(model), "update")
+        if self.bar is not None and not self._in_notebook:
+            self._logger = model.stdout_logger
+            self._logger.before_line = self.bar.clear  # else what is printed within an epoch stands behind the bar
 
     def on_after_step(self, model: TemplateModel) -> None:
         if self.bar is not None:
@@ -154,6 +158,8 @@ class ProgressBar(Callback):
         return of_this * max(1 - done / updates, 0) + epochs_after * (self._epoch_seconds or of_this)
 
     def _close(self):
+        if self._logger is not None:
+            self._logger.before_line = self._logger = None
         if self.bar is not None:
             self.bar.close()
             self.bar = None

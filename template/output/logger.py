@@ -65,6 +65,8 @@ class Logger:
         self._sessions: list[int] = []  # the thread of each session of its trainer that is open
         self._over: Logger | None = None  # that of a trainer in whose midst this one is at work
         self._outer: list[bool] = []  # for each open `with` block, whether it found this already at work
+        self.before_line: Any = None  # called before a line begins on the console: a progress bar makes room for it
+        self._begins_line = True      # the console stands at the beginning of a line
         self._bottom: Any = _bottom()  # the console below all Loggers, at the beginning
         self.console: Any = _stdout()  # the last one here: from now on other names are passed on to it
         atexit.register(self.restore)
@@ -86,6 +88,10 @@ class Logger:
         if getattr(self.console, "closed", False):  # at the interpreter's exit it may be
             return
         with suppress(OSError):  # nohup's file on a full disk, a terminal that was closed: training goes on
+            if self.before_line is not None and self._begins_line:
+                self.before_line()
+            if self._begins_line != message.endswith("\n"):
+                self._begins_line = not self._begins_line
             try:
                 self.console.write(message)
             except UnicodeEncodeError:

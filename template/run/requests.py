@@ -20,6 +20,7 @@ from ..checkpoint import files, saver, sharded, state
 from ..checkpoint.added_groups import completed
 from ..data.nested import loader_length
 from ..output import run_folder
+from ..output.console import number
 from ..output.event_writer import WriterOfRun
 from ..output.summary import print_summary
 from ..parallel.ranks import ALONE, Alone
@@ -153,8 +154,14 @@ def use_best(trainer: TemplateModel, fname: str | Path = "best") -> str:
     with loading(trainer.optimizer_list, resumes=False):
         state.apply_weights(trainer, saved)
     trainer.lifetime.only_looks = True
-    print(f"use the weights of {path}: {_in_words(path.name, saved)}")
+    print(f"use the weights of {_as_given(trainer, path)}: {_in_words(path.name, saved)}")
     return str(path)
+
+
+def _as_given(trainer, path):
+    """A file of the run's folder by the name that the folder was given."""
+    path = Path(path)
+    return Path(trainer.ckpt_dir, path.name) if path.parent == trainer.path_of(".") else path
 
 
 def _in_words(name, saved):
@@ -162,7 +169,7 @@ def _in_words(name, saved):
     key, where = saved.get("key_metric"), f"epoch {saved.get('epoch')}"
     value = saved.get("best_metric", {}).get(key)
     if name == "best.pth" and value is not None:
-        return f"{where}, {key} {value:.6g}"
+        return f"{where}, {key} {number(value)}"
     return where if saved.get("global_step") is None else f"{where}, update {saved['global_step']}"
 
 

@@ -100,7 +100,8 @@ class Trials:
             run_folder.replace_file(self.folder / name / FILE, json.dumps(dict(note), indent=2, default=str) + "\n")
 
     def run(self, name: str, make: Callable[[], TemplateModel], seed: int, epochs: int | None = None, arg: Any = None,
-            weights: str = "last", finish: Callable[[TemplateModel, Path], Any] | None = None) -> dict[str, Any]:
+            weights: str = "last", finish: Callable[[TemplateModel, Path], Any] | None = None,
+            updates: int | None = None) -> dict[str, Any]:
         """Train one of the runs to its end, or go on with it; one that is done is read.
 
         Args:
@@ -112,6 +113,7 @@ class Trials:
             weights: that are scored: of the "last" epoch, or the "best" ones.
             finish: called with the trainer of a run that has ended, and with its folder, before the run counts as done.
                 A dict that it returns is added to what is noted.
+            updates: of ``trainer.fit(updates=…)``, in the place of ``epochs``.
 
         Returns:
             ``{"result": {name: value}, "key_metric", "best", "best_epoch", "epochs", "seconds", "settings"}``. The seconds
@@ -124,7 +126,7 @@ class Trials:
             return before
         with rng_kept():
             trainer = self._made(make, seed)
-            settings = _settings_of(trainer, epochs)
+            settings = _settings_of(trainer, epochs, updates)
             if "settings" in before:
                 _require_equal(before["settings"], settings, f"{name} in {self.folder}")
             self._compared = True
@@ -146,7 +148,7 @@ class Trials:
             if goes_on:
                 trainer.load_state("auto")
             self.write_note(name, {"settings": settings})
-            trainer.fit(settings["epochs"])
+            trainer.fit(settings["epochs"], updates=settings.get("updates"))
             note = {
                 "result": scores(trainer, weights), "key_metric": trainer.key_metric, "best": dict(trainer.best_metric),
                 "best_epoch": dict(trainer.best_epoch), "epochs": trainer.epochs_done,
@@ -209,13 +211,16 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _settings_of(trainer, epochs):
+def _settings_of(trainer, epochs, updates=None):
     """What decides the numbers of a run, as far as plain data tells: it must not change between its two halves."""
-    epochs = trainer.total_epochs if epochs is None else epochs
-    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
-        raise ValueError(f"epochs must be a whole number of at least 1, got {epochs!r}. Give it here, or set "
-                         "self.total_epochs in the trainer.")
-    found: dict[str, Any] = {"epochs": epochs}
+    if updates is not None and epochs is not None:
+        raise ValueError(f"Give the length of a run once: epochs={epochs!r} or updates={updates!r}.")
+    epochs = trainer.total_epochs if epochs is None and updates is None else epochs
+    for name, value in ({"epochs": epochs} if updates is None else {"updates": updates}).items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}. Give it here, or set "
+                             "self.total_epochs in the trainer.")
+    found: dict[str, Any] = {"epochs": epochs} | ({} if updates is None else {"updates": updates})
     found |= {name: value for name, value in vars(trainer).items()
               if not name.startswith("_") and name not in _OF_NO_ACCOUNT and isinstance(value, (*_PLAIN, dict))}
     for index, model in enumerate(trainer.model_list):

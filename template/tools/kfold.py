@@ -60,7 +60,7 @@ class KFold:
 
 def kfold(make_trainer: Callable[[Any, Any], TemplateModel], dataset: Any, k: int = 5, epochs: int | None = None, *,
           stratify: Any = None, groups: Any = None, seed: int = 0, ckpt_dir: str | Path | None = None,
-          weights: str = "last", predict: bool = True, arg: Any = None) -> KFold:
+          weights: str = "last", predict: bool = True, arg: Any = None, updates: int | None = None) -> KFold:
     """Train and evaluate k times, each time on another k-th of ``dataset``. Called again with the same ``ckpt_dir`` it reads
     the folds that are done, and goes on with the one that was cut short, to the same bits.
 
@@ -83,6 +83,7 @@ def kfold(make_trainer: Callable[[Any, Any], TemplateModel], dataset: Any, k: in
             on the same samples that it is scored on, so that its result is a little too good to publish.
         predict: also gather the predictions.
         arg: options to store with each run, for ``check_init``.
+        updates: the length of each run in updates, in the place of ``epochs``.
 
     Raises:
         ValueError: sizes that do not fit, a trainer that reads other data than its fold's, or one with a model that another
@@ -99,7 +100,7 @@ def kfold(make_trainer: Callable[[Any, Any], TemplateModel], dataset: Any, k: in
         for number in range(1, k + 1):
             make = _Maker(make_trainer, dataset, numbers_N != number, numbers_N == number)
             note = trials.run(f"fold{number}", make, seed + number, epochs, {**as_dict(arg), "fold": number}, weights,
-                              _predictor(make.sizes[1]) if predict else None)
+                              _predictor(make.sizes[1]) if predict else None, updates)
             if predict:
                 parts.append(_read_predictions(trials.folder / f"fold{number}" / _PREDICTIONS))
             rows.append({"fold": number, "train": make.sizes[0], "eval": make.sizes[1], **note["result"],

@@ -46,7 +46,8 @@ class Seeds:
 
 
 def seeds(make_trainer: Callable[[int], TemplateModel], n: int | Sequence[int] = 5, epochs: int | None = None, *,
-          ckpt_dir: str | Path | None = None, confidence: float = 0.95, weights: str = "last", arg: Any = None) -> Seeds:
+          ckpt_dir: str | Path | None = None, confidence: float = 0.95, weights: str = "last", arg: Any = None,
+          updates: int | None = None) -> Seeds:
     """Train once with each seed. Called again with the same ``ckpt_dir`` it reads the runs that are done, and goes on with
     the one that was cut short, to the same bits; a larger ``n`` adds runs.
 
@@ -62,6 +63,7 @@ def seeds(make_trainer: Callable[[int], TemplateModel], n: int | Sequence[int] =
         weights: the results are those of the "last" epoch, or of the "best" one, whose result is a little too good to
             publish where the epoch was chosen on the same samples.
         arg: options to store with each run, for ``check_init``.
+        updates: the length of each run in updates, in the place of ``epochs``.
 
     Raises:
         ValueError: fewer than two seeds, or a trainer with a model that was trained before.
@@ -76,7 +78,8 @@ def seeds(make_trainer: Callable[[int], TemplateModel], n: int | Sequence[int] =
     rows = []
     with Trials("seeds", ckpt_dir, {"weights": weights}) as trials:
         for seed in numbers:
-            note = trials.run(f"seed{seed}", partial(make_trainer, seed), seed, epochs, arg, weights)
+            note = trials.run(f"seed{seed}", partial(make_trainer, seed), seed, epochs, arg, weights,
+                              updates=updates)
             rows.append({"seed": seed, **note["result"], "epochs": note["epochs"], "seconds": note["seconds"]})
     values = {name: [row[name] for row in rows] for name in note["result"] if all(name in row for row in rows)}
     mean = {name: statistics.fmean(of_name) for name, of_name in values.items()}

@@ -139,6 +139,24 @@ def test_an_evaluation_in_the_midst_of_an_epoch_leaves_its_bar_alone(fake_tqdm):
     assert [(bar.unit, bar.updates, bar.closed) for bar in fake_tqdm] == [("update", 6, 1)]
 
 
+def test_what_is_printed_within_an_epoch_stands_on_lines_of_its_own(fake_tqdm):
+    seen = []
+
+    class Prints(Callback):
+        def on_after_step(self, model):
+            before = [bar.cleared for bar in fake_tqdm]
+            print("a callback", "speaks")
+            seen.append(fake_tqdm[-1].cleared - before[-1])
+
+    trainer = tiny_trainer(callbacks=[Prints()], eval_per_steps=2)
+    trainer.fit(1)
+    assert seen == [1] * 6
+    before = [bar.cleared for bar in fake_tqdm]
+    assert trainer.stdout_logger.before_line is None
+    print("behind the run")
+    assert [bar.cleared for bar in fake_tqdm] == before
+
+
 @pytest.mark.parametrize("room, shown", [
     (None, "tol_loss 0.5, 1:20 left, 99 samples/s, lr 0.1"), (46, "tol_loss 0.5, 1:20 left, 99 samples/s, lr 0.1"),
     (44, "tol_loss 0.5, 1:20 left, 99 samples/s"), (23, "tol_loss 0.5, 1:20 left"), (22, "tol_loss 0.5"),

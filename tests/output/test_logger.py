@@ -52,6 +52,20 @@ def test_pieces_of_a_line_become_one_line():
     assert text() == "loss 0.5\n"
 
 
+def test_a_bar_makes_room_before_each_line_and_not_in_the_middle_of_one():
+    console = own_console()
+    with Logger("log.txt") as logger:
+        print("before")
+        logger.before_line = lambda: console.write("<room>")
+        print("one", 2)
+        print("three", end=" ")
+        print("four")
+        print("five")
+        logger.before_line = None
+        print("behind")
+    assert console.getvalue() == "before\n<room>one 2\n<room>three four\n<room>five\nbehind\n"
+
+
 def test_a_last_line_without_its_end_is_not_lost():
     own_console()
     logger = Logger("log.txt").install()
