@@ -68,6 +68,36 @@ def test_interrupted_it_goes_on_to_the_same_numbers_and_more_seeds_are_added(cap
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
+def test_runs_that_count_updates_end_with_them_and_go_on_after_an_interrupt():
+    whole = seeds(make_trainer, 2, updates=9, ckpt_dir="check_point/whole")
+    seed_everything(1)
+    trainer = make_trainer()
+    trainer.seed, trainer.ckpt_dir = 1, "alone"
+    trainer.check_init(use_tb=False)
+    trainer.fit(updates=9)
+    assert whole.rows[1]["tol_loss"] == trainer.eval_result["tol_loss"]
+    assert [row["epochs"] for row in whole.rows] == [1, 1]
+
+    class Interrupt(Callback):
+        def on_after_step(self, model):
+            if model.global_step == 5 and model.seed == 1:
+                raise KeyboardInterrupt
+
+    def interrupted(seed):
+        trainer = make_trainer()
+        trainer.callbacks = [Interrupt()]
+        return trainer
+
+    with pytest.raises(KeyboardInterrupt):
+        seeds(interrupted, 2, updates=9, ckpt_dir="check_point/parts")
+    found = seeds(make_trainer, 2, updates=9, ckpt_dir="check_point/parts")
+    assert found.mean == whole.mean and found.std == whole.std
+    with pytest.raises(ValueError, match="updates was 9 and is 12 now"):
+        seeds(make_trainer, 2, updates=12, ckpt_dir="check_point/parts")
+    with pytest.raises(ValueError, match="Give the length of a run once: epochs=2 or updates=9"):
+        seeds(make_trainer, 2, 2, updates=9, ckpt_dir="check_point/other")
+
+
 def test_weights_that_are_the_same_for_two_seeds_are_told_of():
     def seeds_itself(seed):
         seed_everything(0)
