@@ -8,7 +8,7 @@ A batch costs one forward where losses and scores are the template's own: the pr
 where the subclass wrote ``loss_per_batch`` alone, see ``metrics/one_forward.py``. What a subclass wrote in both
 ``loss_per_batch`` and ``eval_scores_per_batch`` is run as written, which is two, unless it sets ``one_forward = True``.
 What callbacks hear of the predictions stands in ``eval_predictions.py``. What is done with the result (best values,
-schedules, files) stands in ``TemplateModel.eval``.
+schedules, files) stands in ``lifetime.py``.
 """
 
 from __future__ import annotations
