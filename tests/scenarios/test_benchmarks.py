@@ -1,6 +1,7 @@
 """The benchmarks run and tell everything they measure; how long it takes is no matter of tests."""
 
 import re
+import shutil
 
 import pytest
 import torch
@@ -110,6 +111,25 @@ def test_the_benchmark_of_growth_tells_every_size(own_folder):
         for _, by_hand, ours, *_, loss, our_loss in rows:
             assert float(by_hand) > 0 and float(ours) > 0 and float(loss) == pytest.approx(float(our_loss), rel=1e-3)
         assert require_ratios(table) == len(sizes)
+
+
+def test_the_benchmark_of_everyday_features_tells_what_each_costs(own_folder, monkeypatch):
+    from benchmarks import everyday
+
+    is_there = everyday.package_of(everyday.BEFORE, own_folder) is not None  # git has it, and this is no download
+    shutil.rmtree(own_folder / "template_before", ignore_errors=True)
+    with monkeypatch.context() as without_git:
+        without_git.setenv("PATH", str(own_folder))
+        assert everyday.package_of(everyday.BEFORE, own_folder) is None
+    printed = printed_by("benchmarks.everyday", "--updates", 3, "--batches", 2, "--only", "EMA", folder=own_folder)
+    assert ("git has no commit" in printed) == (not is_there)
+    expected = [everyday.WITHOUT, *([everyday.OLD] if is_there else []), "EMA", everyday.ALL]
+    tables = re.split(r"\n\n  (?=\S)", printed)[1:]
+    assert [re.split("  +", table)[0] for table in tables] == ["an update", "an evaluation of 2 batches"]
+    for table in tables:
+        rows = [re.split("  +", line.strip()) for line in table.splitlines()[1:]]
+        assert [name for name, *_ in rows] == expected
+        assert all(float(time) > 0 for _, time, *_ in rows) and require_ratios(table) == len(expected) - 1
 
 
 def test_the_benchmark_of_long_runs_tells_every_part_and_finds_no_larger_checkpoint(own_folder):
