@@ -8,8 +8,8 @@ In the folder of the run: ``interpret/largest_loss.csv`` (index, score, label, p
 where the samples are images, ``interpret/confusion.csv`` and ``interpret/confusion.png``; of ``trainer.test()`` the same
 with ``test_`` before the name. All of it is in TensorBoard too. The pictures need matplotlib.
 
-Of an evaluation it keeps the k samples, the counts, and the candidates of the last few batches: 16 batches at most, and about
-64 MB. Nothing waits for the device at each batch.
+Of an evaluation it keeps the k samples, the counts, and the candidates of the last few batches: 16 batches at most, and
+about 64 MB. Nothing waits for the device at each batch.
 """
 
 from __future__ import annotations
