@@ -321,6 +321,9 @@ def _check_evaluations(model):
     if model.eval_loader is None and names and not follows_training(model):
         warn(f"{', '.join(names)} looks at evaluations, and there is no eval_loader, so it never acts. Set "
              'self.eval_loader, or monitor="train/tol_loss".')
+    if model.eval_loader is None and model.eval_per_steps is not None:
+        warn(f"eval_per_steps = {model.eval_per_steps} has no effect, because there is no eval_loader. Set "
+             "self.eval_loader, or leave eval_per_steps at None.")
 
 
 def note_on_evaluations(model, overrides):

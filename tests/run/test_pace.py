@@ -138,6 +138,11 @@ def test_a_run_that_was_killed_goes_on_behind_its_last_evaluation_with_the_same_
     assert torch.equal(weights(again), weights(whole)) and rows(again) == rows(whole)
 
 
+def test_without_anything_to_evaluate_it_is_said_that_it_has_no_effect():
+    with pytest.warns(UserWarning, match="eval_per_steps = 4 has no effect, because there is no eval_loader"):
+        tiny_trainer(eval_per_steps=4, eval_loader=None)
+
+
 def test_patience_of_early_stopping_and_of_a_plateau_counts_evaluations():
     seen = Evaluations()
 
