@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 class SampleOutputs(Callback):
-    """Calls ``fn(trainer)`` after an evaluation and shows what it returns.
+    """Calls ``fn(trainer)`` after an evaluation and shows what it returns. A run without an ``eval_loader``, as of a GAN,
+    has it called at the end of each epoch.
 
     The models are in eval mode, without gradients, with the weights that were evaluated. Random numbers that it draws, and
     modes that it changes, are put back. With several processes it is called in all of them, and rank 0 shows what it made.
@@ -33,7 +34,7 @@ class SampleOutputs(Callback):
     Args:
         fn: returns a figure, an image, a text, or None for nothing; a dict ``{name: any of these}`` for several.
         every: evaluations from one call to the next, at least 1.
-        keep_all: a file for each evaluation, ``samples/faces_epoch3.png``, or in the middle of an epoch
+        keep_all: a file for each time, ``samples/faces_epoch3.png``, or in the middle of an epoch
             ``samples/faces_epoch3_update120.png``; False keeps the newest one.
 
     Raises:
@@ -58,6 +59,14 @@ class SampleOutputs(Callback):
         return "samples" if name == "<lambda>" else name
 
     def on_eval_result(self, model: TemplateModel, result: dict[str, Any]) -> None:
+        self._look(model, "evaluation")
+
+    def on_epoch_end(self, model: TemplateModel, results: dict[str, Any]) -> None:
+        if model.eval_loader is None:
+            with model.lifetime.weights.for_use():
+                self._look(model, "epoch")
+
+    def _look(self, model, behind):
         self.evaluations += 1
         if self.evaluations % self.every:
             return
@@ -69,7 +78,7 @@ class SampleOutputs(Callback):
                     file = f"{name}_{moment_of(model)}".replace(" ", "").replace(",", "_") if self.keep_all else None
                     self._pictures.show(model, str(name), picture, file=file)
         except Exception as error:
-            raise RuntimeError(f"SampleOutputs called {self.name}(trainer) after the evaluation, and could not show what it "
+            raise RuntimeError(f"SampleOutputs called {self.name}(trainer) after the {behind}, and could not show what it "
                                f"returns: {type(error).__name__}: {error}") from error
 
     def state_dict(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import Tiny, weights
 
-from template import Interpret, SampleOutputs
+from template import EMA, Interpret, SampleOutputs
 
 
 def run(callbacks, epochs=3, **attributes):
@@ -48,6 +48,21 @@ def test_evaluations_within_an_epoch_have_files_and_steps_of_their_own():
     texts = {tag: [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
     assert texts.keys() >= {"interpret/largest_loss/text_summary", "samples/b/text_summary"}
     assert set(map(tuple, texts.values())) == {(4, 6)}
+
+
+def test_without_an_evaluation_it_is_called_at_the_end_of_each_epoch_with_the_averaged_weights():
+    ema, seen = EMA(0.5), []
+
+    def look(trainer):
+        seen.append((trainer.epoch, trainer.model_list[0].training, weights(trainer)))
+        return torch.rand(8, 8)
+
+    plain = run([EMA(0.5)], eval_loader=None)
+    trainer = run([ema, SampleOutputs(look)], eval_loader=None)
+    assert [(epoch, training) for epoch, training, _ in seen] == [(1, False), (2, False), (3, False)]
+    with trainer.lifetime.weights.for_use():
+        assert torch.equal(seen[-1][2], weights(trainer))
+    assert torch.equal(weights(plain), weights(trainer)) and trainer.path_of("samples/look.png").exists()
 
 
 @pytest.mark.parametrize("returned, message", [(5, "TypeError: A picture must be"), (torch.rand(2, 2, 2, 2, 2), "must be")])
