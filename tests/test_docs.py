@@ -181,6 +181,16 @@ def test_every_page_is_linked_from_the_readmes():
     assert linked_in_chinese >= {CHINESE_OF.get(page, page) for page in DOCS} | {ENGLISH}
 
 
+@pytest.mark.parametrize("room, page", [("callbacks", "callbacks.md"), ("tools", "tools.md")])
+def test_each_callback_and_each_tool_is_in_the_table_of_its_page(room, page):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    tables = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    for file in (ROOT / "template" / room).glob("[a-z]*.py"):
+        name = file.stem if room == "tools" else next(
+            name for name in re.findall(r"^class (\w+)", file.read_text(encoding="utf-8"), re.M) if not name.startswith("_"))
+        assert re.search(rf"\[`{name}`\]\(", tables), f"{page} has no line and link for {name}"
+
+
 @pytest.mark.parametrize("english", CHINESE_OF, ids=name_of)
 def test_a_page_in_chinese_leads_to_pages_in_chinese_where_there_are_some(english):
     page = CHINESE_OF[english]
