@@ -619,9 +619,19 @@ _ITERATORS: weakref.WeakSet[Any] = weakref.WeakSet()  # of DataLoaders with work
 
 def _own(iterator):
     """One with workers belongs to this process: a child of a fork neither ends them nor takes the batches away."""
-    if hasattr(iterator, "_shutdown_workers"):
-        _ITERATORS.add(iterator)
-    return iterator
+    if not hasattr(iterator, "_shutdown_workers"):
+        return iterator
+    _ITERATORS.add(iterator)
+    return iterator if iterator._persistent_workers else _ended_at_once(iterator)
+
+
+def _ended_at_once(iterator):
+    """An error that came from a worker holds itself, and the iterator with it, until Python looks for garbage. The workers
+    could not be told any more that it is over, and five seconds would be waited for each of them."""
+    try:
+        yield from iterator
+    finally:
+        iterator._shutdown_workers()
 
 
 def _leave_workers_alone():
