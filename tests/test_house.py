@@ -186,6 +186,7 @@ sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sy
 OPTIONAL = ["tqdm", "tensorboard", "torchsummary", "torchinfo", "torchmetrics", "matplotlib", "sklearn", "scipy", "PIL"]
 
 
+@pytest.mark.slow
 def test_without_any_optional_package_it_trains_and_says_what_is_missing(tmp_path):
     subprocess.run(["cp", "-r", str(PACKAGE), str(tmp_path / "utils")], check=True)
     script = tmp_path / "train.py"

@@ -870,6 +870,7 @@ NAMES = ["a.py", "b ü.py", "callbacks/c.py", "d/e.py"]
 WHOLE = st.dictionaries(st.sampled_from([*NAMES, "new.py", "callbacks/new.py"]), st.one_of(st.none(), EDITS))
 
 
+@pytest.mark.slow
 @settings(RELAXED, max_examples=25)
 @given(mine=WHOLE, theirs=WHOLE)
 @example(mine={"callbacks/c.py": None},  # which upstream renamed
@@ -951,6 +952,7 @@ def interrupted_at(moment, how, folder):
     return lambda: count
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("how", ["kill", "fail", "fail from then on"])
 def test_an_interruption_at_any_file_operation_leaves_the_copy_as_before_or_as_after(house, how, capsys, monkeypatch):
@@ -967,7 +969,7 @@ def test_an_interruption_at_any_file_operation_leaves_the_copy_as_before_or_as_a
     house.run("upgrade", "--force")
     after = snapshot(house.copy)
     assert after.keys() - before.keys() == {"new/file.py", "callbacks/average.py", "callbacks/bar/bar.py"}
-    outcomes = {"before": 0, "after": 0, "half": 0}
+    outcomes, tried = {"before": 0, "after": 0, "half": 0}, set()
     for moment in range(1, 1000):
         shutil.rmtree(house.copy)
         shutil.copytree(pristine, house.copy)
@@ -992,7 +994,9 @@ def test_an_interruption_at_any_file_operation_leaves_the_copy_as_before_or_as_a
         upgrade.recover(house.copy)
         assert snapshot(house.copy) == (left if has_ended else before), moment
         assert left in (before, after) or not has_ended
-        if left != after or not has_ended:
+        there = repr((sorted(map(str, house.copy.rglob("*"))), snapshot(house.copy)))  # empty folders too
+        if there not in tried and (left != after or not has_ended):  # once from each state
+            tried.add(there)
             house.run("upgrade", "--force")
             assert snapshot(house.copy) == after
     assert moment > 40 and outcomes["before"] and outcomes["after"]

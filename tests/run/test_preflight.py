@@ -305,6 +305,7 @@ trainer.CALL
 WRONG = [line for line in SCRIPT.splitlines() if "the mistake" in line][0].strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call, batch", [("fit(1)", "The first eval batch, in eval mode"),
                                          ("train_loop()", "The first training batch")])
 def test_the_end_of_the_traceback_says_all_and_no_line_of_ours_hides_theirs(call, batch, tmp_path):
@@ -428,6 +429,7 @@ def test_a_run_that_evaluated_or_trained_keeps_its_folder():
         assert trainer.path_of("log.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_loaded_leaves_no_folder(tmp_path):
     (tmp_path / "mine.py").write_text(SCRIPT.replace("CALL", "load_state('nothing.pth')"))
     done = run_python("-W", "ignore", "mine.py", cwd=tmp_path, check=False, env={"PYTHONPATH": str(ROOT)})

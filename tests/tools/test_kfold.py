@@ -123,6 +123,7 @@ def test_predictions_stand_in_the_dataset_s_order_and_come_from_the_fold_that_di
     assert str(found) in shown and str(found).splitlines()[-2].startswith("mean")
 
 
+@pytest.mark.slow
 def test_killed_in_fold_3_it_reads_the_folds_before_and_goes_on_to_the_same_bits(tmp_path, capsys):
     whole = kfold(make_trainer, DATA, 3, 2, ckpt_dir="whole")
     job = tmp_path / "job.py"

@@ -434,7 +434,7 @@ def test_a_run_that_is_resumed_with_larger_batches_goes_on_from_the_rate_that_it
     assert rates.rates == pytest.approx(expected[12:], rel=1e-9, abs=1e-12)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_as_long_as_nothing_changes_no_epoch_plans_anew(data):
     batches, epochs, steps = (data.draw(st.integers(1, most)) for most in (9, 6, 4))
