@@ -278,7 +278,7 @@ def test_a_plateau_on_a_loss_that_is_not_there_is_told():
 
 # --- an error of a person's own code ----------------------------------------------------------------------------------
 
-SCRIPT = """
+SCRIPT = """import warnings; warnings.simplefilter("ignore")
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -305,12 +305,11 @@ trainer.CALL
 WRONG = [line for line in SCRIPT.splitlines() if "the mistake" in line][0].strip()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("call, batch", [("fit(1)", "The first eval batch, in eval mode"),
                                          ("train_loop()", "The first training batch")])
 def test_the_end_of_the_traceback_says_all_and_no_line_of_ours_hides_theirs(call, batch, tmp_path):
     (tmp_path / "mine.py").write_text(SCRIPT.replace("CALL", call))
-    done = run_python("-W", "ignore", "mine.py", cwd=tmp_path, check=False, env={"PYTHONPATH": str(ROOT)})
+    done = run_python("mine.py", cwd=tmp_path, check=False, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 1
     if sys.version_info >= (3, 11):
         last = done.stderr[done.stderr.index("KeyError:"):].splitlines()
@@ -429,8 +428,7 @@ def test_a_run_that_evaluated_or_trained_keeps_its_folder():
         assert trainer.path_of("log.txt").exists()
 
 
-@pytest.mark.slow
 def test_a_file_that_cannot_be_loaded_leaves_no_folder(tmp_path):
     (tmp_path / "mine.py").write_text(SCRIPT.replace("CALL", "load_state('nothing.pth')"))
-    done = run_python("-W", "ignore", "mine.py", cwd=tmp_path, check=False, env={"PYTHONPATH": str(ROOT)})
+    done = run_python("mine.py", cwd=tmp_path, check=False, env={"PYTHONPATH": str(ROOT)})
     assert "FileNotFoundError" in done.stderr and not (tmp_path / "exp/one").exists()
