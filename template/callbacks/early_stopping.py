@@ -92,7 +92,7 @@ class EarlyStopping(Callback):
             return
         self.waited += 1
         if self.waited >= self.patience:
-            model.should_stop = model.should_stop or True  # "now" stays what it is
+            model.should_stop = True
             what = "epochs" if self._is_of_training(model) else "evaluations"
             print(f"EarlyStopping: {name} did not get better than {number(self.best)} in {self.waited} {what}.")
 

@@ -116,11 +116,13 @@ class Pace:
         if self.is_last_of_epoch() or self.is_at_goal():
             self.is_owed = True
             return
-        self.is_evaluating = True
+        stop, self.is_evaluating = trainer.should_stop, True
         try:
             trainer.eval(save_per_epochs=0)
         finally:
             self.is_evaluating = False
+        if stop == "now":
+            trainer.should_stop = stop  # a callback that wants to stop after the epoch does not put it off
 
     def note_evaluation(self) -> None:
         """The present weights were evaluated."""

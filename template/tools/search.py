@@ -89,6 +89,9 @@ class Search:
                 figure.savefig(files[-1], dpi=120, bbox_inches="tight")
             except (ValueError, RuntimeError, ImportError) as error:
                 print(f"search: {name} is not drawn: {error}")
+            except AssertionError:  # optuna asks for a canvas that not every backend has
+                print(f"search: {name} is not drawn: optuna cannot draw it with matplotlib's backend {plt.get_backend()}. "
+                      "Call matplotlib.use('agg') before.")
             for number in set(plt.get_fignums()) - before:
                 plt.close(number)
         return files

@@ -308,11 +308,13 @@ def test_drawing_leaves_the_users_figures_and_backend_alone(curves):
     import matplotlib
     import matplotlib.pyplot as plt
 
+    before = matplotlib.get_backend()
     plt.switch_backend("svg")
     mine = plt.figure()
     tiny_trainer().fit(2)
     assert matplotlib.get_backend() == "svg" and plt.get_fignums() == [mine.number]
     plt.close(mine)
+    plt.switch_backend(before)
 
 
 def test_a_picture_that_cannot_be_written_is_told_and_the_old_one_stays(monkeypatch, capsys, curves):

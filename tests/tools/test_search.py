@@ -214,9 +214,17 @@ def test_the_hparams_tab_has_every_trial_with_its_settings_and_best_values():
 
 
 @pytest.mark.slow
-def test_optuna_s_plots_are_drawn_into_the_folder_on_request():
+def test_optuna_s_plots_are_drawn_into_the_folder_on_request(capsys):
     pytest.importorskip("optuna")
+    import matplotlib.pyplot as plt
     found = search(make_trainer, {"lr": ("log", 1e-3, 0.5), "width": (2, 9)}, 4, 2, ckpt_dir="k")
     files = found.plots()
     assert {file.name for file in files} >= {"optimization_history.png", "slice.png", "parallel_coordinate.png"}
     assert all(file.stat().st_size > 5000 and file.parent == Path("k") for file in files)
+    before = plt.get_backend()
+    plt.switch_backend("svg")  # which has no canvas as optuna wants it for one of them
+    try:
+        assert len(found.plots()) == len(files) - 1
+    finally:
+        plt.switch_backend(before)
+    assert "param_importances is not drawn: optuna cannot draw it with matplotlib's backend svg." in capsys.readouterr().out
