@@ -94,7 +94,7 @@ def test_two_ranks_with_dropout_go_on_to_the_same_bits(chain):
 def test_seed_folder_and_name_that_nobody_gave_are_agreed_and_found_again(chain):
     (first, second), (first_other, second_other) = [rank["default"] for rank in chain[1][1]]
     assert first["own"] == first_other["own"] and second["own"] == second_other["own"]
-    assert first["own"] != second["own"] and "2001" not in str(first)
+    assert first["own"] != second["own"] and "2001" not in str(first["own"])
     for rank in (first, first_other, second, second_other):
         assert rank["then"] == first["own"], "the second run goes on in the first one's folder"
     assert second["updates"] == 2 * first["updates"]
