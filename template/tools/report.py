@@ -228,7 +228,7 @@ def _several(runs):
         row = {"run": run.name, "state": run.state, "epochs": run.rows[-1]["epoch"] if run.rows else 0}
         for name in dict.fromkeys(run.key for run in runs if run.key):
             row[f"best {name}"] = run.best[name][1] if name in run.best else None
-            row["in epoch"] = run.best[name][0] if name in run.best else None
+            row["in epoch"] = round(run.best[name][0], 2) if name in run.best else None
         rows.append(row | {"time": _clock_or_none(_seconds(run))})
     different = page.table(_differences(runs))
     return page.page(f"{len(runs)} runs", [
@@ -286,7 +286,7 @@ def _panels(panels, unit="epoch"):
 def _best_rows(run):
     last = run.rows[-1] if run.rows else {}
     names = sorted(run.best, key=lambda name: name != run.key)
-    return [{"quantity": name, "best": float(run.best[name][1]), f"in {run.unit}": run.best[name][0],
+    return [{"quantity": name, "best": float(run.best[name][1]), f"in {run.unit}": round(run.best[name][0], 2),
              "last eval": last.get(f"eval/{name}"), "last train": last.get(f"train/{name}")} for name in names]
 
 
