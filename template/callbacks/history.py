@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.nested import loader_length
 from ..hooks import Callback
-from ..output.csv_table import CsvTable, digest, read
+from ..output.csv_table import CsvTable, digest, number_in, read
 from ..output.curves import draw
 from ..output.run_folder import replace_file, told_when_it_fails
 from ..update.lr_scheduler import rates_by_name
@@ -59,7 +59,8 @@ class History(Callback):
     def rows(self) -> list[dict[str, Any]]:
         """All rows, read from the file: ``{"epoch": 1, "global_step": 40, "train/tol_loss": 0.7, …}``."""
         earlier = self._earlier_in(self._table.path) if self._earlier and self._table else []
-        return [{name: _number(cell) for name, cell in row.items()} for row in earlier] + [dict(row) for row in self._newest]
+        read_back = [{name: number_in(cell) for name, cell in row.items()} for row in earlier]
+        return read_back + [dict(row) for row in self._newest]
 
     # --- events ---------------------------------------------------------------------------------------------------
 
@@ -235,16 +236,6 @@ def _place(model):
     batches = loader_length(model.train_batches)
     share = 0.5 if not batches else model.batches_done / (batches * model.world.size)
     return round(model.epoch - 1 + min(share, 0.999), 6)
-
-
-def _number(cell):
-    """What is in a cell: a whole number, a number, or what somebody wrote there."""
-    for kind in (int, float):
-        try:
-            return kind(cell)
-        except ValueError:
-            continue
-    return cell
 
 
 def _as_text(row):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..hooks import Callback
+from ..output.event_writer import add_scalars
 from ..update.lr_scheduler import rates_by_name
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Monitor(Callback):
             arrived.synchronize()  # it has: the losses came behind it
         self.values = dict(zip(tags, numbers.tolist()))
         if model.is_main and model.writer is not None:
-            _write(model.writer, self.values, model.global_step)
+            add_scalars(model.writer, self.values, model.global_step)
 
 
 def _groups(model: TemplateModel) -> Iterator[tuple[str, list[Any]]]:
@@ -128,12 +129,3 @@ def _on_the_way(values):
         return values, None
     host = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
     return host, torch.cuda.current_stream(values.device).record_event()
-
-
-def _write(writer, points, step):
-    """The user's own writer may know ``add_scalar`` alone."""
-    if hasattr(writer, "add_values"):
-        writer.add_values(points, step)
-        return
-    for tag, value in points.items():
-        writer.add_scalar(tag, value, step)

@@ -17,6 +17,7 @@ import torch
 from ..data.nested import first_tensor, to_device
 from ..hooks import Callback
 from ..metrics.modes import eval_mode
+from ..output.event_writer import add_scalars
 from ..output.speed import peak_gigabytes
 from ..update.lr_scheduler import rates_by_name
 
@@ -69,7 +70,7 @@ class TensorBoard(Callback):
             return
         points = {f"update/{name}": value for name, value in values.items()}
         points |= {f"lr/{name}": rate for name, rate in rates_by_name(model.optimizer_list).items()}
-        _add_scalars(model.writer, points, model.global_step)
+        add_scalars(model.writer, points, model.global_step)
         if time.perf_counter() - self._speed_since[0] > _SPEED_EVERY_SECONDS:
             self._write_speed(model)
 
@@ -79,7 +80,7 @@ class TensorBoard(Callback):
         memory = peak_gigabytes(torch.device(model.device))
         if values and memory is not None:
             values["peak_memory_gb"] = memory
-        _add_scalars(model.writer, {f"speed/{name}": value for name, value in values.items()}, model.global_step)
+        add_scalars(model.writer, {f"speed/{name}": value for name, value in values.items()}, model.global_step)
         self._speed_since = model.stepper.speed.mark()
 
     def on_train_end(self, model: TemplateModel, result: dict[str, float]) -> None:
@@ -87,7 +88,7 @@ class TensorBoard(Callback):
             return
         self._write_speed(model)
         numbers = {f"epoch/{name}": value for name, value in result.items() if isinstance(value, float)}
-        _add_scalars(self._part(model, "train"), numbers, model.epoch)
+        add_scalars(self._part(model, "train"), numbers, model.epoch)
         if model.write_params:
             for name, parameter in _named_parameters(model):
                 _add_histogram(model.writer, f"weights/{name}", parameter, model.global_step)
@@ -111,10 +112,10 @@ class TensorBoard(Callback):
         values = {name: value for name, value in result.items() if isinstance(value, float)}
         if model.eval_per_steps or model.lifetime.is_mid_epoch:
             points = {f"update/{name}": value for name, value in values.items()}
-            _add_scalars(self._part(model, "eval_at_update"), points, model.global_step)
+            add_scalars(self._part(model, "eval_at_update"), points, model.global_step)
         if not model.lifetime.is_mid_epoch:
             points = {f"epoch/{name}": value for name, value in values.items()}
-            _add_scalars(self._part(model, "eval"), points, model.epoch)
+            add_scalars(self._part(model, "eval"), points, model.epoch)
 
     def on_exit(self, model: TemplateModel) -> None:
         if self._parts:  # else nothing was written, and asking for a writer would make an empty run
@@ -161,15 +162,6 @@ def _named_parameters(model):
         for name, parameter in part.named_parameters():
             if parameter.requires_grad and not hasattr(parameter, "to_local"):
                 yield prefix + name.replace(".", "/"), parameter
-
-
-def _add_scalars(writer, points, step):
-    """``{tag: value}``; the user's own writer may know ``add_scalar`` alone."""
-    if hasattr(writer, "add_values"):
-        writer.add_values(points, step)
-        return
-    for tag, value in points.items():
-        writer.add_scalar(tag, value, step)
 
 
 def _add_histogram(writer, tag, values, step):

@@ -148,3 +148,13 @@ def digest(rows: Iterable[dict[str, Any]], so_far: int = 0) -> int:
         cells = "\n".join(f"{name}={row[name]}" for name in sorted(row))
         so_far = zlib.crc32(cells.encode("utf-8"), so_far)
     return so_far
+
+
+def number_in(cell: str) -> Any:
+    """What is in a cell: a whole number, a number, or what somebody wrote there."""
+    for kind in (int, float):
+        try:
+            return kind(cell)
+        except ValueError:
+            continue
+    return cell

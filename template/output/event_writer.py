@@ -11,7 +11,9 @@ import io
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .patient_file import PatientFile
 
@@ -154,3 +156,12 @@ class EventFile:
     def close(self):
         self.flush()
         self._file.close()
+
+
+def add_scalars(writer: Any, points: Mapping[str, float], step: int) -> None:
+    """``{tag: value}``; the user's own writer may know ``add_scalar`` alone."""
+    if hasattr(writer, "add_values"):
+        writer.add_values(points, step)
+        return
+    for tag, value in points.items():
+        writer.add_scalar(tag, value, step)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..metrics.best import best_in_rows
 from ..output import page
-from ..output.csv_table import read
+from ..output.csv_table import number_in, read
 from ..output.curves import COLORS, Line, Panel, panels_of, points_of, short_number
 from ..output.curves_svg import panel_svg
 from ..output.run_folder import replace_file
@@ -148,7 +148,7 @@ class _Run:
     def _read_rows(self, path):
         text = self._text_of(path)
         key = "global_step" if "global_step" in text.partition("\n")[0].split(",") else "epoch"
-        rows = [{name: _number(cell) for name, cell in row.items()} for row in read(path, key)] if text else []
+        rows = [{name: number_in(cell) for name, cell in row.items()} for row in read(path, key)] if text else []
         rows = [row for row in rows if isinstance(row.get("epoch"), (int, float))]
         lost = max(len([line for line in text.splitlines() if line.strip(" \0")]) - 1, 0) - len(rows)
         if lost > 0:
@@ -196,15 +196,6 @@ class _Run:
             found.setdefault("\n".join(self.log[number:end]).rstrip(), []).append(number + 1)
             number = end
         return found
-
-
-def _number(cell):
-    for kind in (int, float):
-        try:
-            return kind(cell)
-        except ValueError:
-            continue
-    return cell
 
 
 def _age(path):
@@ -337,7 +328,7 @@ def _csv_table(path):
     cells = _cells(path)
     if len(cells) < 2:
         return page.text(f"{path.name} holds no row.", "soft") if path.exists() else ""
-    rows = [{name: _number(cell) for name, cell in zip(cells[0], row)} for row in cells[1:_MOST_LINES + 1]]
+    rows = [{name: number_in(cell) for name, cell in zip(cells[0], row)} for row in cells[1:_MOST_LINES + 1]]
     left_out = len(cells) - 1 - len(rows)
     return page.table(rows) + (page.text(f"{left_out} more rows are in {path.name}.", "soft") if left_out else "")
 
