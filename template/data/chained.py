@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .agreement import Divided
-from .nested import Fresh, loader_length
+from .joint import SeveralBatches
+from .nested import loader_length
 from .shares import Uneven
 
 
@@ -51,37 +52,23 @@ class Chained:
                 yield {name: batch} if self.is_named else batch
 
 
-class ChainedBatches:
+class ChainedBatches(SeveralBatches):
     """What ``make_batches`` makes of a ``Chained``.
 
     Args:
-        parts: ``{name: batches}``, as ``make_batches`` gives them.
-        share: of this process, see ``shares.py``.
         is_named: batches come as ``{name: batch}``.
     """
 
     def __init__(self, parts, share, is_named):
-        self.parts, self.share, self.is_named = parts, share, is_named
-        self.reached = 0   # the batch that is read next
-        self.begun = None  # (epoch, step, number of a part, batch in it) where a run goes on
-        self.may_reuse = any(part.may_reuse for part in parts.values())
+        super().__init__(parts, share)  # begun: (epoch, step, number of a part, batch in it)
+        self.is_named = is_named
 
     def __len__(self):
         return sum(len(part) for part in self.parts.values())
 
-    def note_length(self, count):
-        """Where a part gives another number of batches than it says, ``epoch`` raises."""
-        return []
-
-    def epoch(self, epoch, start=0):
-        batches = self._chained(epoch, start)
-        return batches if self.may_reuse else Fresh(batches)
-
-    def _chained(self, epoch, start):
-        if self.begun and self.begun[0] != epoch:
-            self.begun = (epoch, *self.begun[1:]) if 0 < start == self.begun[1] * self.share.size else None
+    def _read(self, epoch, start):
+        self._begin(epoch, start)
         number, first, left = self._place(epoch, start // self.share.size)
-        self.reached = start
         for name, part in list(self.parts.items())[number:]:
             count = 0
             for batch in part.epoch(epoch, first):
@@ -142,10 +129,6 @@ class ChainedBatches:
         self.begun = epoch, step, number, batch
         return step * self.share.size, [f"{saved[number][0]}: {note}" for note in notes]
 
-    def agree(self):
-        for part in self.parts.values():
-            part.agree()
-
     def first(self):
         name, part = next(iter(self.parts.items()))
         return self._as_asked(name, part.first())
@@ -159,13 +142,3 @@ class ChainedBatches:
             if i == number and 0 < first:  # the others begin anew
                 part.load_state_dict((state or {}).get(str(name)), first)
         self.reached = start
-
-    def is_at(self, start):
-        return self.reached == start or all(part.is_at(None) for part in self.parts.values())
-
-    def set_seed(self, seed):
-        for part in self.parts.values():
-            part.set_seed(seed)
-
-    def notes(self):
-        return [f"{name}: {note}" for name, part in self.parts.items() for note in part.notes()]

@@ -15,24 +15,23 @@ so that they mean the same for any number of processes.
 """
 
 import itertools
-import os
-import signal
-import weakref
 from contextlib import contextmanager
 from copy import copy
-from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, default_collate, get_worker_info
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, default_collate
 
 from .agreement import Divided, facts_of, first_batch, order_of_first, refuse_distributed_sampler, require_same
 from .chained import Chained, ChainedBatches
+from .copied_ahead import copied_ahead
 from .in_memory import TensorLoader, can_be_sliced, places, places_of, slices, tensors_behind
-from .nested import Fresh, copied, count_samples, is_on, loader_length, pinned, to_device
+from .joint import JointBatches
+from .nested import Fresh, copied, count_samples, loader_length, pinned, to_device
 from .open_files import tell_of_open_files
-from .position import batches_of, go_on, order_of
-from .seeding import GENERATORS, ORDER, derive, own_generators, put_back, reseed, sample_rng, state_of
-from .shares import WHOLE, Uneven, divided_lengths
+from .position import AT_THIS_BATCH, batches_of, go_on, order_of
+from .seeding import GENERATORS, ORDER, derive, own_generators, reseed, reseeded, sample_rng
+from .shares import WHOLE, Uneven
+from .workers import SeededDataset, WorkerInit, own_iterator
 
 
 def make_batches(loader, seed, device, slice_tensors=True, share=WHOLE):
@@ -67,72 +66,13 @@ def make_batches(loader, seed, device, slice_tensors=True, share=WHOLE):
     return _ReplayedBatches(loader, seed, device, share)
 
 
-def numbers_of_workers(loader):
-    """The ``num_workers`` of a loader, or of each one in a dict of loaders; 0 where there is no such thing."""
-    return [getattr(part, "num_workers", 0) for part in _parts(loader)]
-
-
-def _parts(loader):
-    """The loaders in a dict or a ``Chained``, or the only one there is."""
-    several = loader.loaders if isinstance(loader, Chained) else loader
-    return list(several.values()) if isinstance(several, dict) else [loader]
-
-
-def batch_sizes(loader, num_ranks=1):
-    """``(how many samples a batch of a loader may have, whether these are all)``, as far as the loader itself tells.
-
-    Args:
-        loader: as for ``make_batches``, or None.
-        num_ranks: the last batches are divided among so many processes.
-    """
-    if loader is None:
-        return set(), True
-    if isinstance(loader, (dict, Chained)):
-        parts = [batch_sizes(part, num_ranks) for part in _parts(loader)]
-        return set().union(*(sizes for sizes, _ in parts)), all(are_all for _, are_all in parts)
-    if isinstance(loader, Divided):
-        return batch_sizes(loader.loader)[0], False
-    size, count = _size_and_count(loader)
-    if size is None or count is None:
-        return {size} - {None}, False
-    count -= count % size if loader.drop_last else 0
-    found, in_last_round = {size, count % size or size}, count % (size * num_ranks)
-    return found | set(divided_lengths(in_last_round, num_ranks, size == 1)) - {0}, True
-
-
-def _size_and_count(loader):
-    """``(samples of a batch, samples that an epoch takes)``, None where that is not known. Without a size no data set is
-    asked for its length."""
-    size = getattr(loader, "batch_size", None)
-    if not isinstance(size, int) or size < 1:
-        return None, None
-    if isinstance(loader, TensorLoader):
-        return size, len(loader.tensors[0])
-    is_map = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
-    return size, loader_length(loader.sampler) if is_map else None
-
-
-def notes_on_last_round(loader, num_ranks):
-    """In words, that some ranks have nothing to do in the last update of an epoch, and what ``drop_last`` would change."""
-    size, count = _size_and_count(loader) if num_ranks > 1 else (None, None)
-    if count is None or loader.drop_last or not count % size:
-        return []
-    left = count % (size * num_ranks)
-    idle = divided_lengths(left, num_ranks, size == 1).count(0)
-    if not idle:
-        return []
-    single = " BatchNorm can do nothing with a single sample." if left == 1 else ""
-    return [f"The last update of an epoch has {left} sample{'s' * (left > 1)} for {num_ranks} ranks, and {idle} of them "
-            f"compute{'s' * (idle == 1)} what does not count.{single} drop_last=True in train_loader leaves out the last "
-            f"batch, of {count % size} sample{'s' * (count % size > 1)}, in every epoch."]
-
-
 class _Batches:
     """What the wrappers of all kinds of loaders share."""
 
     place = None       # the device where ``read`` leaves the batches, if that is known
     may_reuse = False  # somebody's own code makes the batches, and may fill the same memory again
     starts_over = False  # a shorter loader of several, within an epoch
+    is_divided = False  # every rank has a part of the data of its own
     makes_as_many = True  # a batch has as many samples as indices; somebody's own code may leave some out
 
     def __init__(self, loader, seed, device, share):
@@ -241,7 +181,7 @@ class _Batches:
         if not position or not (start or position.get("samples")):
             return start, []
         if "order" not in position:
-            return start, [f"train_loader a dict of loaders -> {type(self.loader).__name__}: {_AT_THIS_BATCH}"]
+            return start, [f"train_loader a dict of loaders -> {type(self.loader).__name__}: {AT_THIS_BATCH}"]
         order = order_of(self.loader)
         batch, samples, notes = go_on(position, start, order)
         if samples is not None:
@@ -347,7 +287,7 @@ class _ReplayedBatches(_Batches):
         if not self.has_state:
             reseed(own_generators(self._parts()), seed)
         with sample_rng(seed):
-            iterator = _own(iter(self.loader))
+            iterator = own_iterator(iter(self.loader))
         batches = self._numbered(iterator, epoch, first, start)
         if self.numbers is not None:
             batches = self._counted(batches)
@@ -411,6 +351,8 @@ class _ReplayedBatches(_Batches):
 class _DividedBatches(_ReplayedBatches):
     """A loader that gives every rank a part of its own; see ``Divided``. Batches are numbered as if they were dealt out in
     turn, so ``start`` is the number of ranks times that of the rounds that were done."""
+
+    is_divided = True
 
     def __init__(self, loader, seed, device, share):
         if share.gather is None:
@@ -484,7 +426,7 @@ class _MapBatches(_Batches):
         self.makes_as_many = loader.batch_sampler is not None and loader.collate_fn is default_collate
         self.is_dealt = type(loader.batch_sampler) is BatchSampler  # else a sampler of somebody's own makes the batches
         self.indices = []  # of the epoch's remaining batches; what the copy below iterates over
-        self.dataset = _SeededDataset(loader.dataset, loader.collate_fn, batched=loader.batch_sampler is not None)
+        self.dataset = SeededDataset(loader.dataset, loader.collate_fn, batched=loader.batch_sampler is not None)
         self.pins = loader.pin_memory and torch.cuda.is_available()
         self.copy = None
 
@@ -519,7 +461,7 @@ class _MapBatches(_Batches):
         if loader.num_workers and loader._iterator is None:  # else persistent workers are there
             tell_of_open_files(self.loader)
         loader.generator.manual_seed(derive(self.seed, epoch, ORDER))  # workers' base seed; never the global one
-        return _own(iter(loader))
+        return own_iterator(iter(loader))
 
     def notes(self):
         loader, notes = self.loader, []
@@ -561,14 +503,14 @@ class _MapBatches(_Batches):
                 part.set_epoch(epoch)
         held = [value for part in parts for value in getattr(part, "__dict__", {}).values()]
         own = [loader.generator, *(getattr(part, "generator", None) for part in parts), *held]
-        with sample_rng(seed), _reseeded([part for part in own if isinstance(part, GENERATORS)], seed):
+        with sample_rng(seed), reseeded([part for part in own if isinstance(part, GENERATORS)], seed):
             yield sampler
 
     def _copy_of_loader(self, tagged, **changed):
         loader = self.loader
         options = {name: getattr(loader, name) for name in _KEPT_OPTIONS if hasattr(loader, name)}
         return DataLoader(self.dataset, batch_size=None, sampler=tagged, collate_fn=_unchanged,
-                          worker_init_fn=_WorkerInit(loader.worker_init_fn), generator=torch.Generator(),
+                          worker_init_fn=WorkerInit(loader.worker_init_fn), generator=torch.Generator(),
                           **{**options, **changed})
 
 
@@ -598,57 +540,6 @@ class _SlicedBatches(_MapBatches):
         return slices(self.loader, [indices_B for _, indices_B in own], self.pins)
 
 
-class _WorkerInit:
-    """The user's ``worker_init_fn``; it and the dataset find the user's dataset in ``get_worker_info()``."""
-
-    def __init__(self, worker_init_fn):
-        self.worker_init_fn = worker_init_fn
-
-    def __call__(self, worker_id):
-        info = get_worker_info()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
-        seeded = info.dataset
-        object.__setattr__(info, "dataset", seeded.dataset)  # it is frozen
-        if self.worker_init_fn is not None:
-            self.worker_init_fn(worker_id)
-        seeded.find_generators()
-
-
-_ITERATORS: weakref.WeakSet[Any] = weakref.WeakSet()  # of DataLoaders with workers
-
-
-def _own(iterator):
-    """One with workers belongs to this process: a child of a fork neither ends them nor takes the batches away."""
-    if not hasattr(iterator, "_shutdown_workers"):
-        return iterator
-    _ITERATORS.add(iterator)
-    return iterator if iterator._persistent_workers else _ended_at_once(iterator)
-
-
-def _ended_at_once(iterator):
-    """An error that came from a worker holds itself, and the iterator with it, until Python looks for garbage. The workers
-    could not be told any more that it is over, and five seconds would be waited for each of them."""
-    try:
-        yield from iterator
-    finally:
-        iterator._shutdown_workers()
-
-
-def _leave_workers_alone():
-    for iterator in tuple(_ITERATORS):
-        iterator._shutdown = True  # as if they were ended already
-        iterator._next_data = _refuse_in_child
-
-
-def _refuse_in_child():
-    raise RuntimeError("This process is a child, made by a fork, of the one that trains: the batches are the parent's. End "
-                       "the child with os._exit(0) when its work is done.")
-
-
-if hasattr(os, "register_at_fork"):  # Windows cannot fork
-    os.register_at_fork(after_in_child=_leave_workers_alone)
-
-
 def _unchanged(batch):
     return batch
 
@@ -665,169 +556,6 @@ def _equal(one, other):
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(map(_equal, one, other))
     return bool((one == other).all()) if isinstance(one, torch.Tensor) else one == other
-
-
-@contextmanager
-def _reseeded(generators, seed):
-    """A generator that the user gave to loader or sampler decides the order: seed it meanwhile."""
-    generators = list({id(generator): generator for generator in generators}.values())
-    states = [state_of(generator) for generator in generators]
-    for generator in generators:
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(seed)
-        else:
-            reseed([generator], seed)
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, states):
-            put_back(generator, state)
-
-
-class _SeededDataset:
-    """Reads and collates one tagged batch with the dataset's randomness seeded; picklable for workers."""
-
-    def __init__(self, dataset, collate_fn, batched):
-        self.dataset, self.collate_fn, self.batched = dataset, collate_fn, batched
-        self.generators = []  # those of the dataset's own
-
-    def find_generators(self):
-        """At the start of an epoch or of a worker, and only in the process that reads."""
-        self.generators = own_generators([self.dataset, self.collate_fn])
-
-    def __getitem__(self, tagged):
-        seed, indices = tagged
-        if self.generators:
-            reseed(self.generators, seed)
-        with sample_rng(seed):
-            if not self.batched:
-                return self.collate_fn(self.dataset[indices])
-            if getattr(self.dataset, "__getitems__", None):
-                return self.collate_fn(self.dataset.__getitems__(indices))
-            return self.collate_fn([self.dataset[index] for index in indices])
-
-    def __len__(self):
-        return len(self.dataset)
-
-
-def _of_round(epoch, number):
-    """In the place of an epoch's number where a loader of several starts over."""
-    return derive(epoch, number) if number else epoch
-
-
-class JointBatches:
-    """One batch of each loader per step, ``{name: batch}``; a shorter loader starts over in another order."""
-
-    def __init__(self, parts, share):
-        if any(isinstance(part, _DividedBatches) for part in parts.values()):
-            raise ValueError(f"{share.name} is a dict of loaders, in which Divided(loader) cannot be used: ranks would "
-                             "start the shorter loaders over at different moments. Give the loader by itself.")
-        self.parts = parts
-        self.share = share
-        self.reached = 0   # the batch that is read next
-        self.begun = None  # (epoch, step, {name: (round, batch in it, steps left in it)}) where a run goes on
-        self.may_reuse = any(part.may_reuse for part in parts.values())
-
-    def __len__(self):
-        return max(len(part) for part in self.parts.values())
-
-    def note_length(self, count):
-        """It always gives as many as it says."""
-        return []
-
-    def epoch(self, epoch, start=0):
-        batches = self._joined(epoch, start)
-        return batches if self.may_reuse else Fresh(batches)
-
-    def _joined(self, epoch, start):
-        if self.begun and self.begun[0] != epoch:
-            self.begun = (epoch, *self.begun[1:]) if 0 < start == self.begun[1] * self.share.size else None
-        step, self.reached = start // self.share.size, start
-        places = {name: self._place(name, epoch, step) for name in self.parts}
-        rounds = {name: self._endless(part, epoch, *places[name][:2]) for name, part in self.parts.items()}
-        is_one_loader = self.may_reuse and len({id(part.loader) for part in self.parts.values()}) < len(self.parts)
-        own = copied if is_one_loader else _unchanged
-        longest = [name for name, (number, _, left) in places.items() if number == 0 and left == len(self) - step]
-        for _ in range(step, len(self)):
-            self.reached += self.share.size
-            batch = {name: own(next(batches)) for name, batches in rounds.items()}
-            uneven = {name: part.is_spare for name, part in batch.items() if type(part) is Uneven}
-            if uneven:  # a spare of a shorter loader, which starts over anyway, must not cost a longer one its samples
-                batch = {name: part.batch if name in uneven else part for name, part in batch.items()}
-            yield Uneven(batch, all(uneven.get(name) for name in longest)) if uneven else batch
-
-    @staticmethod
-    def _endless(part, epoch, first_round, start):
-        for number in itertools.count(first_round):
-            part.starts_over = number > first_round
-            yield from part.epoch(_of_round(epoch, number), start)
-            start = 0
-
-    def _place(self, name, epoch, step):
-        """``(round, batch in it, steps left in it)`` of a part, where the epoch is at ``step``."""
-        length, size = len(self.parts[name]), self.share.size
-        number, start, left = 0, 0, length
-        if self.begun and self.begun[0] == epoch and step >= self.begun[1]:
-            (number, start, left), step = self.begun[2][name], step - self.begun[1]
-        if step >= left:
-            more, step = divmod(step - left, length)
-            number, start, left = number + 1 + more, 0, length
-        return number, start + step * size, left - step
-
-    def position(self, epoch, start):
-        """Where each part is, see ``_Batches.position``."""
-        parts = {}
-        for name, part in self.parts.items():
-            number, batch, _ = self._place(name, epoch, start // self.share.size)
-            parts[name] = {"round": number, **part.position(_of_round(epoch, number), batch)}
-        return {"parts": parts}
-
-    def go_on(self, position, epoch, start):
-        """Go on with every part where it was, until the longest one is through; see ``_Batches.go_on``."""
-        self.begun = None
-        if not position or not (start or any(part["samples"] for part in position.get("parts", {}).values())):
-            return start, []
-        if "parts" not in position:
-            return start, [f"train_loader {position['order']['train_loader']} -> a dict of loaders: {_AT_THIS_BATCH}"]
-        places, notes, size = {}, [], self.share.size
-        for name, part in self.parts.items():
-            saved = position["parts"].get(name, {"round": 0, "batch": 0})
-            batch, told = part.go_on(saved, _of_round(epoch, saved["round"]), saved["batch"])
-            left = self.share.rounds(max(len(part.loader) - batch, 0))
-            places[name] = (saved["round"], batch, left) if left else (saved["round"] + 1, 0, len(part))
-            notes += [f"{name}: {note}" for note in told]
-        if position["parts"].keys() != self.parts.keys():
-            notes.append(f"loaders {list(position['parts'])} -> {list(self.parts)}: a new one begins at its first batch")
-        step = len(self) - max((left for number, _, left in places.values() if number == 0), default=0)
-        self.begun = epoch, step, places
-        return step * size, notes
-
-    def agree(self):
-        for part in self.parts.values():
-            part.agree()
-
-    def first(self):
-        return {name: part.first() for name, part in self.parts.items()}
-
-    def state_dict(self):
-        return {name: part.state_dict() for name, part in self.parts.items()}
-
-    def load_state_dict(self, state, start):
-        step, epoch = start // self.share.size, self.begun and self.begun[0]
-        if 0 < step < len(self):  # at the start of an epoch all begin anew
-            for name, part in self.parts.items():
-                part.load_state_dict((state or {}).get(name), self._place(name, epoch, step)[1])
-            self.reached = start
-
-    def is_at(self, start):
-        return self.reached == start or all(part.is_at(None) for part in self.parts.values())
-
-    def set_seed(self, seed):
-        for part in self.parts.values():
-            part.set_seed(seed)
-
-    def notes(self):
-        return [f"{name}: {note}" for name, part in self.parts.items() for note in part.notes()]
 
 
 class _TensorBatches(_Batches):
@@ -851,52 +579,5 @@ class _TensorBatches(_Batches):
         return map(pinned, batches) if self.device.type == "cuda" != self.place.type else batches
 
 
-_AT_THIS_BATCH = "the epoch goes on at the same number of batches, of other samples"
-
-
 def _marked(batch, is_spare):
     return batch if is_spare is None else Uneven(batch, is_spare)
-
-
-def copied_ahead(batches, device, may_reuse=False):
-    """Batches on ``device``. A GPU copies the next one on a stream of its own while it computes with this one.
-
-    Args:
-        may_reuse: reading the next batch may overwrite this one, where it is on the device already.
-    """
-    if device.type != "cuda":
-        for batch in batches:
-            yield to_device(batch, device)
-        return
-    stream = torch.cuda.Stream(device)
-
-    def begin(batch):
-        stream.wait_stream(torch.cuda.current_stream(device))  # it is done with the memory that this copy may get
-        with torch.cuda.stream(stream):
-            return to_device(batch, device), stream.record_event()
-
-    def finish(batch, copied):
-        torch.cuda.current_stream().wait_event(copied)
-        return batch
-
-    yield from one_ahead(batches, begin, finish, may_reuse and (lambda batch: is_on(batch, device)))
-
-
-def one_ahead(batches, begin, finish, needs_no_copy):
-    """``finish(*begin(batch))`` of each batch, begun one batch before it is asked for.
-
-    Args:
-        needs_no_copy: function of a batch: nothing is begun, so it must be handed over before the next one is read; False
-            where that cannot hurt.
-    """
-    waiting = None
-    for batch in batches:
-        begun = begin(batch)
-        if waiting is not None:
-            yield finish(*waiting)
-        waiting = begun
-        if needs_no_copy and needs_no_copy(batch):
-            yield finish(*waiting)
-            waiting = None
-    if waiting is not None:
-        yield finish(*waiting)

@@ -20,6 +20,7 @@ from .in_memory import TensorLoader
 from .nested import loader_length
 
 _DEALING = {"batch_size", "drop_last", "batch_sampler"}  # what does not change the order of the samples
+AT_THIS_BATCH = "the epoch goes on at the same number of batches, of other samples"
 _WORDS = {"train_loader": "train_loader", "dataset": "length of the data set", "samples": "samples per epoch",
           "batches": "batches per epoch"}
 

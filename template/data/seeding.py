@@ -194,6 +194,23 @@ def put_back(generator, state):
         generator.set_state(state)
 
 
+@contextmanager
+def reseeded(generators, seed):
+    """Generators that somebody gave to a loader or a sampler decide the order: seed them meanwhile."""
+    generators = list({id(generator): generator for generator in generators}.values())
+    states = [state_of(generator) for generator in generators]
+    for generator in generators:
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+        else:
+            reseed([generator], seed)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states):
+            put_back(generator, state)
+
+
 def capture_rng() -> dict[str, Any]:
     """The state of every global generator as plain data: loads under ``weights_only=True``."""
     numpy_state: Any = np.random.get_state()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..data.loaders import batch_sizes
+from ..data.lengths import batch_sizes
 from ..data.nested import sketch, tell_samples
 from ..output.warn import warn
 

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ..data.loaders import batch_sizes
+from ..data.lengths import batch_sizes
 from ..output.warn import warn
 from ..update.lr_scheduler import FACTORS
 

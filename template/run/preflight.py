@@ -9,7 +9,7 @@ itself. It does not change a bit of the training. What certainly breaks the run 
 from torch import nn
 
 from ..checkpoint.state import refuse_unsavable
-from ..data.loaders import numbers_of_workers
+from ..data.lengths import numbers_of_workers
 from ..data.nested import sketch
 from ..data.seeding import capture_rng, restore_rng
 from ..hooks import Callback

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..checkpoint.state import refuse_unsavable
+from ..data.lengths import notes_on_last_round
 from ..data.limited import limited
-from ..data.loaders import make_batches, notes_on_last_round
+from ..data.loaders import make_batches
 from ..data.seeding import seed_everything, seed_of_run
 from ..data.shares import Share
 from ..hooks import Hooks

@@ -22,7 +22,8 @@ from torch.utils.data import (
 
 from template.data.agreement import Divided, _alike, facts_of, first_batch, order_of_first, require_same
 from template.data.in_memory import TensorLoader
-from template.data.loaders import batch_sizes, make_batches
+from template.data.lengths import batch_sizes
+from template.data.loaders import make_batches
 from template.data.shares import Share
 
 

@@ -29,7 +29,8 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from template.data.loaders import TensorLoader, copied_ahead, make_batches, one_ahead
+from template.data.copied_ahead import copied_ahead, one_ahead
+from template.data.loaders import TensorLoader, make_batches
 from template.data.nested import first_tensor, is_on, loader_length, pinned, to_device
 from template.data.seeding import derive, put_back, state_of
 from template.data.shares import Share

@@ -13,7 +13,8 @@ from odd_loaders import Augmented, EvenFirst, GrowingBatches, Stateful, mixing
 from tiny import CPU, plain, stream, tiny_data
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
-from template.data.loaders import TensorLoader, make_batches, notes_on_last_round
+from template.data.lengths import notes_on_last_round
+from template.data.loaders import TensorLoader, make_batches
 from template.data.shares import Share, Uneven, divided_lengths
 
 # --- the rule, on lists of indices ------------------------------------------------------------------------------------

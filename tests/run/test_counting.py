@@ -10,7 +10,8 @@ from tiny import Tiny, tiny_data
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from template.data.loaders import TensorLoader, batch_sizes
+from template.data.lengths import batch_sizes
+from template.data.loaders import TensorLoader
 from template.template import TemplateModel
 
 

@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from template import Callback, TensorLoader
 from template.data import in_memory
-from template.data.loaders import copied_ahead, make_batches
+from template.data.copied_ahead import copied_ahead
+from template.data.loaders import make_batches
 
 CUDA = torch.device("cuda")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
