@@ -36,6 +36,7 @@ ALLOCATOR = {  # glibc reads it when a process starts; other systems' allocators
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
+START = os.environ.get("BENCHMARK_START", "spawn")  # tests, in which no time counts, set "fork": torch is there already
 SAME_LOSS = 0.1  # how far final losses may be apart, as a share: other orders of the data move them by less
 
 
@@ -54,10 +55,13 @@ class Process:
         RuntimeError: the class or a method raised; the message holds the traceback.
     """
 
+    _our_ends = []  # of pipes; a fork inherits them, and would keep the others from seeing that one was closed
+
     def __init__(self, kind, *arguments, steady=False, pinned=True):
         self._terminal = Terminal() if steady and hasattr(os, "openpty") else None
-        context = get_context("spawn")
+        context = get_context(START)
         self._pipe, other_end = context.Pipe()
+        Process._our_ends.append(self._pipe)
         terminal = self._terminal and self._terminal.name
         self._process = context.Process(target=_serve, daemon=True,
                                         args=(other_end, steady and pinned, terminal, kind, *arguments))
@@ -87,6 +91,8 @@ class Process:
 
 
 def _serve(pipe, pinned, terminal, kind, *arguments):
+    for end in Process._our_ends:
+        end.close()
     if pinned and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     if terminal:
@@ -161,7 +167,7 @@ class Terminal:
 
 
 def in_rounds(rounds, measurements, practice=1):
-    """Every measurement once a round.
+    """Every measurement once a round. A single round is not practised.
 
     Args:
         measurements: functions that return ``{name: seconds}``.
@@ -171,7 +177,7 @@ def in_rounds(rounds, measurements, practice=1):
         ``{name: [seconds of each round]}``.
     """
     seconds = {}
-    for number in range(-practice, rounds):
+    for number in range(-practice if rounds > 1 else 0, rounds):
         turn = number % len(measurements)
         for measure in measurements[turn:] + measurements[:turn]:
             if hasattr(os, "sync"):

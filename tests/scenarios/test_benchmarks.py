@@ -31,7 +31,8 @@ GROWTH = {
 
 def printed_by(benchmark, *arguments, folder):
     """What a benchmark prints in one round; it must leave nothing behind."""
-    printed = run_python("-m", benchmark, "--rounds", 1, "--folder", folder, *arguments, cwd=ROOT, timeout=600).stdout
+    printed = run_python("-m", benchmark, "--rounds", 1, "--folder", folder, *arguments, cwd=ROOT, timeout=600,
+                         env={"BENCHMARK_START": "fork"}).stdout
     assert not list(folder.iterdir())
     return printed
 
