@@ -2,6 +2,14 @@
 
     epoch,global_step,train/tol_loss,eval/tol_loss,eval/acc,lr,seconds      # lr/<name> where there are several groups
 
+In a loop of your own, without a ``TemplateModel``:
+
+    history = History("history.csv")
+    for epoch in range(1, 31):
+        ...
+        history.log({"train_loss": loss, "val_acc": acc}, epoch=epoch)
+    history.close()
+
 The png needs matplotlib (``pip install matplotlib``); without it the csv is all.
 
 A row is appended, and a checkpoint holds the newest rows alone, with how many are before them: a run costs the same in epoch
@@ -10,15 +18,19 @@ A row is appended, and a checkpoint holds the newest rows alone, with how many a
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.nested import loader_length
 from ..hooks import Callback
+from ..metrics.best import best_in_rows, key_in_rows
 from ..output.csv_table import CsvTable, digest, number_in, read
 from ..output.curves import draw
+from ..output.named_values import epoch_behind, numbers_of
 from ..output.run_folder import replace_file, told_when_it_fails
 from ..update.lr_scheduler import rates_by_name
 
@@ -37,11 +49,24 @@ class History(Callback):
     """Writes each row when its epoch is over; a resumed run goes on behind the last row of its checkpoint.
 
     Args:
+        path: of the table in a loop of your own, "history.csv". If it is there already, its rows can be read, and ``log``
+            goes on behind them. None in a ``TemplateModel``, where it lies in the folder of the run.
         png: draw ``history.png`` now and then, which takes at most 1 % of the time, and at the end.
+        key: the quantity whose best value stands in the title of the png, in a loop of your own; None: the first score, else
+            the first loss. A ``TemplateModel`` has ``key_metric``.
+        mode: "max" or "min", whether more or less of ``key`` is better in a loop of your own; None: as its name says.
+
+    Raises:
+        ValueError: a bad argument, or ``path`` is the history of a ``TemplateModel`` or no table.
     """
 
-    def __init__(self, png: bool = True) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None = None, png: bool = True, key: str | None = None,
+                 mode: str | None = None) -> None:
+        if mode not in (None, "max", "min"):
+            raise ValueError(f"mode must be 'max', 'min' or None, got {mode!r}.")
         self.png = png
+        self.key = key
+        self.mode = mode
         self._newest: list[dict[str, Any]] = []      # rows, of which all before the last one are over
         self._earlier = 0                            # rows before them, which are in the file alone
         self._digest = 0                             # of those
@@ -54,6 +79,9 @@ class History(Callback):
         self._drawing = 0.0                          # seconds that all pictures took
         self._one_drawing = 1.0                      # that one takes
         self._drawn_row: Any = None                  # the last one in the picture
+        self._own = self._own_table(path)            # in a loop of your own
+        self._logged: Any = None                     # the epoch of its last row
+        self._row_ended = time.perf_counter()        # when that was logged
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -62,7 +90,90 @@ class History(Callback):
         read_back = [{name: number_in(cell) for name, cell in row.items()} for row in earlier]
         return read_back + [dict(row) for row in self._newest]
 
+    # --- in a loop of your own ------------------------------------------------------------------------------------
+
+    def log(self, values: Mapping[str, Any], epoch: float | None = None) -> None:
+        """Write the row of an epoch.
+
+        Args:
+            values: a number for each name. "train_loss" and "val_loss" (also "valid_", "eval_", "test_") are the columns
+                "train/loss" and "eval/loss"; "lr" is the learning rate. A name without such a beginning is taken for one of
+                training.
+            epoch: its number; None: one more than before. The same number again adds to the values that are there. A smaller
+                one takes the place of all rows from there on, as when a training is taken up again.
+
+        Raises:
+            TypeError: a value, or ``epoch``, is no number.
+            ValueError: this history has no path.
+        """
+        table, rows, now = self._table_to_log_in(), self._newest, time.perf_counter()
+        if epoch is None and self._logged is None and rows:
+            print(f"{table.path} has {len(rows)} rows already: it goes on behind epoch {rows[-1]['epoch']}. Give log() the "
+                  "number of the epoch, or delete the file, to begin anew.")
+        epoch = epoch_behind(rows, epoch)
+        row: dict[str, Any] = {"epoch": epoch} | numbers_of(values, "History")
+        given_up = []
+        while rows and rows[-1]["epoch"] >= epoch:
+            given_up.append(rows.pop())
+        if epoch == self._logged and given_up:
+            row = given_up[-1] | row
+        else:
+            self._started = self._row_ended
+        row["seconds"] = round(now - self._started, 3)
+        rows.append({sys.intern(name): value for name, value in row.items()})
+        self._logged, self._row_ended = epoch, now
+        is_the_last = [old["epoch"] for old in given_up] in ([], [epoch])
+        self._write(table, row if is_the_last else None, instead_of_last=bool(given_up))
+        if self._is_time_to_draw():
+            self._draw_own()
+
+    def close(self) -> None:
+        """Draw what is not drawn yet, and write what could not be written: call it behind your loop."""
+        if self._logged is None:
+            return
+        table = self._table_to_log_in()
+        if not (self._is_written and table.is_there()):
+            self._write(table)
+        if self._drawn_row != self._newest[-1]:
+            self._draw_own()
+
+    def _own_table(self, path):
+        """The table of a loop of your own, with the rows that it has."""
+        if path is None:
+            return None
+        if isinstance(path, bool) or Path(path).suffix.lower() != ".csv":
+            raise ValueError(f"path must be the name of a table that ends in .csv, as \"history.csv\" does, got {path!r}. "
+                             "To have no picture, write History(png=False).")
+        table = CsvTable(path, "epoch", _AT_THE_END, is_whole=False)
+        self._newest = [{sys.intern(name): number_in(cell) for name, cell in row.items()}
+                        for row in read(table.path, _KEY) or table.read()]
+        return table
+
+    def _table_to_log_in(self):
+        if self._own is None:
+            raise ValueError("History.log() needs to know its file. In a loop of your own write "
+                             "history = History(\"history.csv\"); in a TemplateModel it logs by itself.")
+        if self._newest and _KEY in self._newest[-1]:
+            raise ValueError(f"{self._own.path} was written by the training of a TemplateModel, whose rows can be read here "
+                             "and not be continued. Give your own loop another file.")
+        if self._began is None:
+            self._began = self._row_ended
+            with told_when_it_fails(self._own.path):
+                self._own.path.parent.mkdir(parents=True, exist_ok=True)
+        return self._own
+
+    def _draw_own(self):
+        key = key_in_rows(self._newest, self.key)
+        best = best_in_rows(self._newest, {key: self.mode} if key and self.mode else None)
+        path = self._own.path
+        self._draw_picture(path.with_suffix(".png"), path.parent.resolve().name, key, best)
+
     # --- events ---------------------------------------------------------------------------------------------------
+
+    def on_run_start(self, model: TemplateModel) -> None:
+        if self._own is not None:
+            raise ValueError(f"In a TemplateModel, history.csv lies in the folder of the run, {model.path_of('.')}. Write "
+                             f"History() without the path {str(self._own.path)!r}.")
 
     def on_train_start(self, model: TemplateModel) -> None:
         self._finish_row(model)  # of an epoch that was not evaluated
@@ -90,8 +201,9 @@ class History(Callback):
         self._finish_row(model)
         if not model.is_main or not self._newest:
             return
-        if not (self._is_written and self._table_of(model).is_there()):
-            self._write(model)
+        table = self._table_of(model)
+        if not (self._is_written and table.is_there()):
+            self._write(table)
         if self._drawn_row != self._newest[-1]:
             self._draw(model)
 
@@ -105,16 +217,17 @@ class History(Callback):
         given_up = [old[_KEY] for old in self._newest if old[_KEY] >= row[_KEY]]
         self._newest[len(self._newest) - len(given_up):] = [row]
         if model.is_main:
-            self._write(model, row if given_up in ([], [row[_KEY]]) else None, instead_of_last=bool(given_up))
-            self._draw_if_it_is_time(model)
+            table = self._table_of(model)
+            self._write(table, row if given_up in ([], [row[_KEY]]) else None, instead_of_last=bool(given_up))
+            if self._is_time_to_draw():
+                self._draw(model)
         else:
             self._is_written = True
         if self._is_written and len(self._newest) > _MOST:
             self._hold_fewer(model)
 
-    def _write(self, model, row=None, instead_of_last=False):
+    def _write(self, table, row=None, instead_of_last=False):
         """One row if the file is as it should be for that; else all of them."""
-        table = self._table_of(model)
         was_written, self._is_written = self._is_written, False
         with told_when_it_fails(table.path):  # the next row, or the end, writes all
             if row is None or not was_written or not table.append(row, instead_of_last):
@@ -131,8 +244,8 @@ class History(Callback):
         written = {_as_text(row) for row in (*earlier, *self._newest)}
         lost = [row for row in present if _as_text(row) not in written]
         if len(lost) > _FEWEST or not present and table.has_lines():
-            print(f"{table.path} is written anew from epoch {self._newest[0]['epoch']} on. What it held is kept in "
-                  f"{table.set_aside().name}.")
+            first = self._newest[-1 if table is self._own else 0]["epoch"]
+            print(f"{table.path} is written anew from epoch {first} on. What it held is kept in {table.set_aside().name}.")
         table.replace([*earlier, *self._newest])
         self._earlier, self._digest = len(earlier), digest(earlier)
 
@@ -200,26 +313,29 @@ class History(Callback):
 
     # --- the picture ----------------------------------------------------------------------------------------------
 
-    def _draw_if_it_is_time(self, model):
+    def _is_time_to_draw(self):
         """When the last picture is half a minute old and one more takes no more than its share of the time until now."""
         now = time.perf_counter()
         training = now - (now if self._began is None else self._began)
-        if now - self._drawn > _PNG_EVERY_SECONDS and self._drawing + self._one_drawing <= _PNG_SHARE * training:
-            self._draw(model)
+        return now - self._drawn > _PNG_EVERY_SECONDS and self._drawing + self._one_drawing <= _PNG_SHARE * training
 
     def _draw(self, model):
+        path = model.path_of("history.png")
+        best = {name: (epoch, model.best_metric[name]) for name, epoch in model.best_epoch.items()}
+        best = {name.removeprefix("train/"): place for name, place in best.items()} | best  # as the panels are called
+        self._draw_picture(path, path.parent.resolve().name, model.key_metric, best)
+
+    def _draw_picture(self, path, title, key, best):
         """All rows, with a star at the best value of each quantity; resumed runs as a whole."""
         if not self.png:
             return
-        started, path = time.perf_counter(), model.path_of("history.png")
-        best = {name: (epoch, model.best_metric[name]) for name, epoch in model.best_epoch.items()}
-        best = {name.removeprefix("train/"): place for name, place in best.items()} | best  # as the panels are called
+        started = time.perf_counter()
         try:
             with told_when_it_fails(path):
-                replace_file(path, draw(self.rows, path.parent.resolve().name, model.key_metric, best))
+                replace_file(path, draw(self.rows, title, key, best))
         except ImportError:
             self.png = False
-            print("history.png is not drawn: the package is missing. pip install matplotlib")
+            print(f"{path.name} is not drawn: the package is missing. pip install matplotlib")
         self._drawn_row, self._drawn = self._newest[-1], time.perf_counter()
         self._one_drawing = self._drawn - started
         self._drawing += self._one_drawing

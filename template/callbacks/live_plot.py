@@ -14,7 +14,6 @@ It needs no other package, and writes no file: ``history.png`` is the work of ``
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
 import time
@@ -24,10 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..hooks import Callback
-from ..metrics.best import best_in_rows, find_name
+from ..metrics.best import best_in_rows, find_name, key_in_rows, quantities_in
 from ..output.curves import short_number
 from ..output.curves_svg import figure
 from ..output.curves_text import characters_for, text_figure
+from ..output.named_values import epoch_behind, numbers_of
 from ..output.time_left import TimeLeft, clock
 from ..update.lr_scheduler import rates_by_name
 
@@ -40,8 +40,6 @@ _MOST_ROWS = 4000          # that are held; of more, every second one is left ou
 _BAR_WIDTH = 12            # characters
 _MOST_WITHIN = 200         # evaluations of an epoch among which the best one is looked for
 _PLACES = ("notebook", "terminal", "nowhere")
-_PARTS = {"train": "train", "training": "train", "val": "eval", "valid": "eval", "validation": "eval", "eval": "eval",
-          "dev": "eval", "test": "eval"}
 
 
 class LivePlot(Callback):
@@ -106,21 +104,38 @@ class LivePlot(Callback):
         Raises:
             TypeError: a value, or ``epoch``, is no number.
         """
-        last = self.rows[-1]["epoch"] if self.rows else 0
-        epoch = last + 1 if epoch is None else epoch
-        if not isinstance(epoch, (int, float)):
-            raise TypeError(f"epoch must be a number, or None for the next one, got {epoch!r}.")
-        self._note({_column(name): _number(name, value) for name, value in values.items()}, epoch)
-        self._best = best_in_rows(self.rows, {self._key(): self.mode} if self.mode else None)
+        epoch = epoch_behind(self.rows, epoch)
+        self._note(numbers_of(values, "LivePlot"), epoch)
         self._time_left.mark(epoch)
-        text = self._progress(epoch, self.epochs)
-        self._draw_if_it_is_time(text)
-        self._show_line(text)
+        if self._is_time_to_draw():
+            self._draw_own()
+        elif self._place() == "notebook" and time.perf_counter() - self._line_shown >= _LINE_EVERY_SECONDS:
+            self._show_line(self._look())
 
     def close(self) -> None:
         """Draw what is not drawn yet: call it behind your loop."""
         if not self._is_drawn and self.rows:
-            self._draw(self._progress(self.rows[-1]["epoch"], self.epochs))
+            self._draw_own()
+
+    def _draw_own(self):
+        started = time.perf_counter()
+        text = self._look()
+        looking, is_first = time.perf_counter() - started, not self._drawn
+        self._draw(text)
+        self._one_drawing += 0.0 if is_first else looking
+        self._show_line(text)
+
+    def _look(self):
+        """Look at all rows for what is best, which takes too long to be done for each row.
+
+        Returns:
+            The line that says how far the loop is.
+        """
+        self._best = self._best_in_rows()
+        return self._progress(short_number(self.rows[-1]["epoch"]), self.epochs)
+
+    def _best_in_rows(self):
+        return best_in_rows(self.rows, {self._key(): self.mode} if self.mode else None)
 
     # --- in a TemplateModel ---------------------------------------------------------------------------------------
 
@@ -193,7 +208,7 @@ class LivePlot(Callback):
                 else:
                     self._figure.show({"text/plain": "The curves appear when the first epoch is over."})
                 self._show_line(self._place_in_run(model, model.epoch))
-        self.key = find_name(model.key_metric, self._quantities()) or self.key
+        self.key = find_name(model.key_metric, quantities_in(self.rows)) or self.key
         return True
 
     def _take(self, earlier, model):
@@ -233,19 +248,13 @@ class LivePlot(Callback):
             self.rows.append({"epoch": epoch})
         self.rows[-1].update(values)
         if len(self.rows) > _MOST_ROWS:
-            del self.rows[1:-1:2]
+            best, last = {epoch for epoch, _ in self._best_in_rows().values()}, len(self.rows) - 1
+            self.rows[:] = [row for number, row in enumerate(self.rows)
+                            if number % 2 == 0 or number == last or row["epoch"] in best]
         self._is_drawn = False
 
-    def _quantities(self):
-        return list(dict.fromkeys(name.partition("/")[2] for row in self.rows for name in row
-                                  if name.startswith(("train/", "eval/"))))
-
     def _key(self):
-        names = self._quantities()
-        if self.key is not None:
-            return find_name(self.key, names) or self.key
-        scores = [name for name in names if not any(f"train/{name}" in row for row in self.rows)]
-        return next(iter(scores or names), None)
+        return key_in_rows(self.rows, self.key)
 
     # --- what is shown --------------------------------------------------------------------------------------------
 
@@ -255,12 +264,15 @@ class LivePlot(Callback):
             self._where = "notebook" if _in_notebook() else "terminal" if is_terminal else "nowhere"
         return self._where
 
-    def _draw_if_it_is_time(self, text=""):
+    def _is_time_to_draw(self):
         """When there is something new, and one more drawing takes no more than its share of the time since the last one. The
         first one under a cell comes at once."""
         has_time = self._one_drawing <= _SHARE * (time.perf_counter() - self._drawn)
-        if not self._is_drawn and (has_time or self._place() == "notebook" and not self._figure.is_here):
-            self._draw(text)
+        return not self._is_drawn and (has_time or self._place() == "notebook" and not self._figure.is_here)
+
+    def _draw_if_it_is_time(self):
+        if self._is_time_to_draw():
+            self._draw()
 
     def _draw(self, text=""):
         started, place, key = time.perf_counter(), self._place(), self._key()
@@ -356,21 +368,3 @@ def _in_notebook():
 def _cell_number():
     """Which run of a cell this is."""
     return getattr(_shell(), "execution_count", None)
-
-
-def _column(name):
-    """"val_acc" -> "eval/acc", as in ``history.csv``."""
-    found = re.match(r"([a-z]+)[_/](.+)", str(name))
-    if found and found[1] in _PARTS:
-        return f"{_PARTS[found[1]]}/{found[2]}"
-    return str(name) if str(name) == "lr" or str(name).startswith("lr/") else f"train/{name}"
-
-
-def _number(name, value):
-    try:
-        if not isinstance(value, (str, bytes)):
-            return float(value.detach() if hasattr(value, "detach") else value)
-    except (TypeError, ValueError, RuntimeError):
-        pass
-    raise TypeError(f"LivePlot.log() takes a number for each name, and {name!r} is {type(value).__name__} "
-                    f"{str(value)[:80]!r}. Give a float, or a tensor with one element.")

@@ -221,7 +221,7 @@ def best_in_rows(rows: Iterable[dict[str, Any]], modes: dict[str, str] | None = 
             of what training has too, which is a loss.
     """
     rows = list(rows)
-    names = dict.fromkeys(name for row in rows for name in row if name.startswith(("train/", "eval/")))
+    names = _columns_of(rows)
     best = {}
     for quantity in dict.fromkeys(name.partition("/")[2] for name in names):
         column = f"eval/{quantity}" if f"eval/{quantity}" in names else f"train/{quantity}"
@@ -231,3 +231,22 @@ def best_in_rows(rows: Iterable[dict[str, Any]], modes: dict[str, str] | None = 
         if values:
             best[quantity] = max(values, key=lambda value: (value[1] if mode == "max" else -value[1], value[0]))
     return best
+
+
+def quantities_in(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """What the rows of ``history.csv`` have values of: "acc" for "train/acc" and "eval/acc"."""
+    return list(dict.fromkeys(name.partition("/")[2] for name in _columns_of(rows)))
+
+
+def key_in_rows(rows: list[dict[str, Any]], asked: str | None = None) -> str | None:
+    """The quantity whose best value is told: the one that ``asked`` means; for None the first score, which is what training
+    has no value of, else the first loss."""
+    columns = _columns_of(rows)
+    names = list(dict.fromkeys(name.partition("/")[2] for name in columns))
+    if asked is not None:
+        return find_name(asked, names) or asked
+    return next((name for name in names if f"train/{name}" not in columns), next(iter(names), None))
+
+
+def _columns_of(rows):
+    return dict.fromkeys(name for row in rows for name in row if name.startswith(("train/", "eval/")))

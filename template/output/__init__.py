@@ -8,6 +8,7 @@
 - ``event_writer.py``: how are TensorBoard events written?
 - ``console.py``: how long may a line on the console be?
 - ``csv_table.py``: how does a table grow on the disk at the same cost for each row?
+- ``named_values.py``: which column is a name and number of somebody's own loop?
 - ``text_table.py``: how are rows printed as a table?
 - ``pictures.py``: where is a picture or a text of a callback shown?
 - ``curves.py``: how are the curves of a run drawn?

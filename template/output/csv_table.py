@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import zlib
 from collections.abc import Iterable
@@ -22,18 +23,20 @@ from .run_folder import replace_file
 
 
 class CsvTable:
-    """Rows are dicts; an empty cell is no entry. What is read is text, but for the key, which is a whole number.
+    """Rows are dicts; an empty cell is no entry. What is read is text, but for the key, which is a number.
 
     Args:
         path: of the file.
         key: name of the column with the numbers.
         at_the_end: columns that stand last; ``"lr"`` also stands for ``"lr/backbone"``.
+        is_whole: whether the key is a whole number in each row.
     """
 
-    def __init__(self, path: str | Path, key: str, at_the_end: tuple[str, ...]) -> None:
+    def __init__(self, path: str | Path, key: str, at_the_end: tuple[str, ...], is_whole: bool = True) -> None:
         self.path = Path(path)
         self.key = key
         self.at_the_end = at_the_end
+        self.is_whole = is_whole
         self._columns: list[str] = []
         self._last_row: int = 0        # where it begins, in bytes
         self._size: int | None = None  # of what was written; None: the next row needs the whole table
@@ -101,7 +104,7 @@ class CsvTable:
 
     def read(self) -> list[dict[str, Any]]:
         """The rows that are there."""
-        return read(self.path, self.key)
+        return read(self.path, self.key, self.is_whole)
 
     def _size_now(self):
         try:
@@ -122,9 +125,13 @@ class CsvTable:
         return text.getvalue().encode("utf-8")
 
 
-def read(path: Path, key: str) -> list[dict[str, Any]]:
+def read(path: Path, key: str, is_whole: bool = True) -> list[dict[str, Any]]:
     """The rows of a file; none where there is no file, or where it holds something else. A line that is no row is left out:
-    one of another length, which was cut short, or one that is out of order."""
+    one of another length, which was cut short, or one that is out of order.
+
+    Args:
+        is_whole: whether a key must be a whole number; else an epoch may also be 2.5.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except FileNotFoundError:
@@ -136,9 +143,11 @@ def read(path: Path, key: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for cells in lines if key in header else []:
         row: dict[str, Any] = {name: cell for name, cell in zip(header, cells) if cell}
-        number = row.get(key, "")
-        if len(cells) == len(header) and number.isdecimal() and (not rows or int(number) > rows[-1][key]):
-            rows.append(row | {key: int(number)})
+        cell = row.get(key, "")
+        number = int(cell) if cell.isdecimal() else None if is_whole else number_in(cell)
+        is_number = isinstance(number, int) or isinstance(number, float) and math.isfinite(number)
+        if len(cells) == len(header) and is_number and (not rows or number > rows[-1][key]):
+            rows.append(row | {key: number})
     return rows
 
 
@@ -150,9 +159,9 @@ def digest(rows: Iterable[dict[str, Any]], so_far: int = 0) -> int:
     return so_far
 
 
-def number_in(cell: str) -> Any:
-    """What is in a cell: a whole number, a number, or what somebody wrote there."""
-    for kind in (int, float):
+def number_in(cell: Any) -> Any:
+    """What is in a cell: a whole number, a number, or what somebody wrote there. The key is a number already."""
+    for kind in (int, float) if isinstance(cell, str) else ():
         try:
             return kind(cell)
         except ValueError:

@@ -148,7 +148,8 @@ class _Run:
     def _read_rows(self, path):
         text = self._text_of(path)
         key = "global_step" if "global_step" in text.partition("\n")[0].split(",") else "epoch"
-        rows = [{name: number_in(cell) for name, cell in row.items()} for row in read(path, key)] if text else []
+        found = read(path, key, is_whole=key == "global_step") if text else []
+        rows = [{name: number_in(cell) for name, cell in row.items()} for row in found]
         rows = [row for row in rows if isinstance(row.get("epoch"), (int, float))]
         lost = max(len([line for line in text.splitlines() if line.strip(" \0")]) - 1, 0) - len(rows)
         if lost > 0:
