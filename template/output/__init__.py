@@ -14,6 +14,7 @@
 - ``curves.py``: how are the curves of a run drawn?
 - ``curves_svg.py``: how are they drawn in a page or a notebook?
 - ``curves_text.py``: how are they drawn in a terminal?
+- ``fonts.py``: which font has the characters of a text in a picture?
 - ``time_left.py``: how long does the run still take?
 - ``page.py``: how does a page of HTML hold all that it shows?
 - ``patient_file.py``: how does a file outlast a full disk?

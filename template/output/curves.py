@@ -9,12 +9,12 @@ is drawn where (``panels_of``, ``value_range``) holds for ``curves_svg.py`` and 
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from .fonts import png_of_figure
 
 _MOST_ALONE = 11          # quantities that have a panel each
 _TOGETHER = 5             # lines in a panel that is shared, or more of them where there would be too many panels
@@ -26,8 +26,7 @@ _WIDTH, _HEIGHT = 4.2, 2.9  # of a panel, in inches
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.62, 0.12, 0.34, 0.36  # around its axes
 _HEADING = 0.3
 _GREY = "0.45"
-_FALLBACKS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC", "SimHei",
-              "Arial Unicode MS")  # for names in scripts that matplotlib's own font lacks
+_FAMILY = "DejaVu Sans"   # of names, whatever the user's settings are; other scripts have other fonts, see fonts.py
 
 
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray", "tab:olive",
@@ -76,20 +75,15 @@ def draw(rows: list[dict[str, Any]], title: str, key: str | None = None,
     width, height = columns * _WIDTH, lines * _HEIGHT + _HEADING
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)  # no pyplot: no display is asked for, and the user's figures stay theirs
-    family = ["DejaVu Sans"] if _is_ascii(title, rows) else ["DejaVu Sans", *_installed(_FALLBACKS)]
     for index, panel in enumerate(panels):
         left, bottom = index % columns * _WIDTH, (lines - 1 - index // columns) * _HEIGHT
         axes = figure.add_axes(((left + _LEFT) / width, (bottom + _BOTTOM) / height,
                                 (_WIDTH - _LEFT - _RIGHT) / width, (_HEIGHT - _TOP - _BOTTOM) / height))
-        _draw_panel(axes, panel, family, unit)
+        _draw_panel(axes, panel, unit)
     more = f"   ({left_out} more quantities are in history.csv)" if left_out else ""
     figure.text(_LEFT / width, 1 - 0.65 * _HEADING / height, _plain(f"{title}  ·  {summary(rows, key, best, unit)}{more}"),
-                size=11, va="center", family=family)
-    image = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of a script that no font here has: boxes are shown
-        figure.savefig(image, dpi=100)
-    return image.getvalue()
+                size=11, va="center", family=_FAMILY)
+    return png_of_figure(figure, dpi=100)
 
 
 def _place_of(value, name, rows, epoch):
@@ -173,7 +167,7 @@ def _line_of_many(name, points, number):
 # --- drawing --------------------------------------------------------------------------------------------------------
 
 
-def _draw_panel(axes, panel, family, unit="epoch"):
+def _draw_panel(axes, panel, unit="epoch"):
     from matplotlib.ticker import MaxNLocator  # type: ignore  # optional
 
     lines = [line for line in panel.lines if len(line.x)]
@@ -186,14 +180,14 @@ def _draw_panel(axes, panel, family, unit="epoch"):
                   label=f"best {panel.best[1]:.4g} ({unit} {short_number(panel.best[0])})")
     if lines:
         _scale(axes, lines, panel.best)
-    axes.set_title(_plain(shortened(panel.title)), size=9, family=family, pad=4)
+    axes.set_title(_plain(shortened(panel.title)), size=9, family=_FAMILY, pad=4)
     axes.tick_params(labelsize=7.5, length=2.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.set_xlabel(unit, size=7.5, labelpad=1)
     axes.grid(alpha=0.3)
     if len(axes.get_legend_handles_labels()[0]) > (panel.title == "learning rate"):
         falls = bool(lines) and lines[0].y[-1] <= lines[0].y[0]
-        axes.legend(loc="upper right" if falls else "lower right", framealpha=0.7, prop={"size": 7, "family": family},
+        axes.legend(loc="upper right" if falls else "lower right", framealpha=0.7, prop={"size": 7, "family": _FAMILY},
                     title="dotted: training" if any(line.is_dotted for line in lines) else None, title_fontsize=7,
                     borderpad=0.3, labelspacing=0.25, handlelength=1.6)
 
@@ -258,14 +252,3 @@ def short_number(epoch: float) -> str:
 
 def shortened(text, length=52):
     return text if len(text) <= length else f"{text[:length // 2]}…{text[-length // 2:]}"
-
-
-def _is_ascii(title, rows):
-    return title.isascii() and all(name.isascii() for row in rows[-1:] for name in row)
-
-
-def _installed(families):
-    from matplotlib.font_manager import fontManager  # type: ignore  # optional
-
-    there = {font.name for font in fontManager.ttflist}
-    return [family for family in families if family in there]

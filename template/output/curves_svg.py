@@ -25,7 +25,8 @@ _LEGEND_CHARACTERS = 60  # in a row of the legend
 _MOST_HOVERED = 120      # epochs of a panel that tell their values
 _MOST_ROWS = 6           # of a legend
 _GREY = "#7d7d7d"        # legible on white and on black
-_FONT = 'font-family="system-ui, -apple-system, \'Segoe UI\', \'Noto Sans\', sans-serif"'
+_FONT = ('font-family="system-ui, -apple-system, \'Segoe UI\', \'Noto Sans\', \'PingFang SC\', \'Microsoft YaHei\', '
+         '\'Noto Sans CJK SC\', \'Source Han Sans SC\', sans-serif"')
 
 
 def figure(rows: list[dict[str, Any]], title: str, key: str | None = None, best: dict[str, tuple[int, float]] | None = None,

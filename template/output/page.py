@@ -22,7 +22,8 @@ _STYLE = """
   --line: #343a41; --accent: #62a8ea; --good: #4cc26a; --bad: #ff7b66; --wait: #d9a520 } }
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 1280px; padding: 20px 16px 60px; background: var(--back); color: var(--text);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "Noto Sans", sans-serif }
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "Noto Sans", "PingFang SC", "Microsoft YaHei",
+    "Noto Sans CJK SC", "Source Han Sans SC", sans-serif }
 h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin: 34px 0 10px }
 h3 { font-size: 1rem; margin: 18px 0 6px; overflow-wrap: anywhere } p { margin: 6px 0 } .soft { color: var(--soft) }
 .state { display: inline-block; padding: 0 10px; border: 1px solid; border-radius: 12px; font-size: .85rem;

@@ -9,7 +9,6 @@ A picture is a matplotlib figure, a PIL image, or an array or tensor [H, W], [1,
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import struct
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .fonts import png_of_figure
 from .run_folder import replace_file, told_when_it_fails
 
 if TYPE_CHECKING:
@@ -99,11 +99,10 @@ def png_of(picture: Any) -> bytes:
     """
     figure: Any = picture if hasattr(picture, "savefig") else getattr(picture, "figure", None)  # of axes, too
     if hasattr(figure, "savefig"):
-        image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=figure.get_dpi())
+        image = png_of_figure(figure)
         if "matplotlib.pyplot" in sys.modules:
             sys.modules["matplotlib.pyplot"].close(figure)  # pyplot keeps every figure until somebody does
-        return image.getvalue()
+        return image
     if hasattr(picture, "convert") and hasattr(picture, "getbands"):  # of PIL
         picture = np.asarray(picture.convert("RGBA" if "A" in picture.getbands() else "RGB"))
     return encode_png(_enlarged(to_pixels(picture)))
