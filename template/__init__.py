@@ -30,6 +30,7 @@ _HOMES = {
     "Callback": ".hooks",
     "Logger": ".output.logger",
     "WarmUpLR": ".update.lr_scheduler",
+    "build_optimizer": ".update.optimizers",
     "seed_everything": ".data.seeding",
     "option": ".run.options",
     "parse_options": ".run.options",
@@ -89,6 +90,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which take a module with __g
     from .run.options import parse_options as parse_options
     from .template import TemplateModel as TemplateModel
     from .update.lr_scheduler import WarmUpLR as WarmUpLR
+    from .update.optimizers import build_optimizer as build_optimizer
 else:
     __all__ = ["__version__", *_HOMES]
 

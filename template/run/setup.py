@@ -34,6 +34,7 @@ from ..parallel.gradients import make_parallel
 from ..update import schedule_free
 from ..update.closure import ClosureStepper, takes_closure
 from ..update.guard import make_guard
+from ..update.optimizers import sizes
 from ..update.schedule import build_schedule
 from ..update.stepper import Stepper
 from .checks import check_attributes, note_on_evaluations, require_no_init
@@ -108,6 +109,8 @@ def _build(trainer, callbacks, overrides, log_name, clean_log, arg, use_tb):
         print(f"  {note}")
     if trainer.eval_loader is None:
         print(f"  {note_on_evaluations(trainer, overrides)}")
+    for line in sizes(trainer.optimizer_list):
+        print(f"  {line}")
     for note in trainer.train_batches.notes():
         print(f"  resume: {note}")
     for note in schedule_free.notes(trainer.model_list, trainer.optimizer_list):

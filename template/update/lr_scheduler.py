@@ -36,8 +36,8 @@ class WarmUpLR(LRScheduler):
         verbose: accepted because the 2021 signature has it; has no effect.
         init_momentum: momentum (or Adam's first beta) of the first step, brought linearly to each group's own; None
             leaves momentum alone.
-        init_bias_lr: rate of the first step for the groups that are marked ``{"params": …, "name": "bias"}``, brought
-            linearly to their own; it may lie above it. None treats them as all others.
+        init_bias_lr: rate of the first step for the groups that are marked ``{"params": …, "name": "bias"}`` or
+            "head/bias", brought linearly to their own; it may lie above it. None treats them as all others.
 
     Raises:
         ValueError: unknown mode, ``init_lr`` not below a group's rate, ``init_bias_lr`` without a group named "bias", or
@@ -64,7 +64,7 @@ class WarmUpLR(LRScheduler):
         self.init_momentum = init_momentum
         self.init_bias_lr = init_bias_lr
         self.base_momenta = [momentum_of(group) for group in optimizer.param_groups]
-        if init_bias_lr is not None and not any(group.get("name") == "bias" for group in optimizer.param_groups):
+        if init_bias_lr is not None and not has_bias_group(optimizer):
             raise ValueError(
                 f"warm_up_bias_lr={init_bias_lr:g} needs parameter groups named 'bias'; this optimizer has none. "
                 'Give the optimizer groups like {"params": biases, "name": "bias"}, or leave warm_up_bias_lr at None.'
@@ -88,7 +88,7 @@ class WarmUpLR(LRScheduler):
         if self.finished:
             return base
         share = self.last_epoch / self.total_epoch
-        if self.init_bias_lr is not None and group.get("name") == "bias":
+        if self.init_bias_lr is not None and _is_of_biases(group):
             return self.init_bias_lr + (base - self.init_bias_lr) * share
         if self.mode == "constant":
             return self.init_lr
@@ -106,6 +106,15 @@ class WarmUpLR(LRScheduler):
                 group["momentum"] = value
             elif "betas" in group:
                 group["betas"] = (value, *group["betas"][1:])
+
+
+def has_bias_group(optimizer: Optimizer) -> bool:
+    """Whether a group of it is named "bias", or "head/bias"."""
+    return any(map(_is_of_biases, optimizer.param_groups))
+
+
+def _is_of_biases(group):
+    return str(group.get("name")).rpartition("/")[2] == "bias"
 
 
 def momentum_of(group: dict[str, Any]) -> float:

@@ -19,7 +19,15 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from ..data.nested import loader_length
 from ..output.warn import warn
-from .lr_scheduler import FACTORS, NamedSchedule, WarmUpLR, build_scheduler, give_each_group_its_own_rate, set_rate
+from .lr_scheduler import (
+    FACTORS,
+    NamedSchedule,
+    WarmUpLR,
+    build_scheduler,
+    give_each_group_its_own_rate,
+    has_bias_group,
+    set_rate,
+)
 from .new_groups import take_in
 from .too_short import too_short
 from .user_schedulers import Watched, counts_updates, length_of
@@ -45,9 +53,12 @@ def build_schedule(model: TemplateModel, updates_per_epoch: int | None, key_mode
                                    for optimizer in model.optimizer_list if model.lr_scheduler_type is not None]
     steps, warm_up_interval = _warm_up_length(model, interval, updates_per_epoch)
     if model.warm_up_scheduler_list is None:
+        without = [] if not any(map(has_bias_group, model.optimizer_list)) else [
+            optimizer for optimizer in model.optimizer_list if not has_bias_group(optimizer)]  # Muon's, beside AdamW's
         model.warm_up_scheduler_list = [
             WarmUpLR(optimizer, steps, model.warm_up_init_lr, model.warm_up_mode,
-                     init_momentum=model.warm_up_momentum, init_bias_lr=model.warm_up_bias_lr)
+                     init_momentum=model.warm_up_momentum,
+                     init_bias_lr=None if optimizer in without else model.warm_up_bias_lr)
             for optimizer in model.optimizer_list if steps
         ]
     schedule = Schedule(model.lr_scheduler_list, model.warm_up_scheduler_list, None if is_given else interval,

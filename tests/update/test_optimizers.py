@@ -1,12 +1,16 @@
-"""Parameter groups: which parameter gets which rate and weight decay, and a training that unfreezes a part."""
+"""Optimizers by name, and parameter groups: which parameter gets which rate and weight decay; a part that is unfrozen."""
+
+import math
 
 import pytest
 import torch
-from tiny import Tiny, weights
+from tiny import Rates, Tiny, tiny_data, tiny_model, weights
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from template.update.lr_scheduler import rates_by_name
-from template.update.optimizers import param_groups
+from template.hooks import Callback
+from template.update.lr_scheduler import momentum_of, rates_by_name
+from template.update.optimizers import build_optimizer, param_groups
 
 
 class ViT(nn.Module):
@@ -209,3 +213,285 @@ def test_groups_that_join_in_epoch_3_are_named_follow_the_schedule_and_are_resum
     continued.fit_in_two(5)
     assert torch.equal(weights(continued), weights(whole))
     assert rates_by_name(continued.optimizer_list) == rates_by_name(whole.optimizer_list)
+
+
+# --- an optimizer by its name, with a group for each role -----------------------------------------------------------------
+
+
+class LayerScale(nn.Module):
+    """As in vision transformers, and in convolutional networks: one factor for each channel."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full(shape, 1e-4))
+
+
+class Roles(nn.Module):
+    """A parameter of every kind; ``expected`` says its role."""
+
+    expected = {"table.weight": "embedding", "bags.weight": "embedding", "conv.weight": "weight", "conv.bias": "bias",
+                "bn.weight": "norm", "bn.bias": "bias", "gn.weight": "norm", "gn.bias": "bias", "own.weight": "norm",
+                "scale.gamma": "norm", "wide_scale.gamma": "norm", "prelu.weight": "norm", "logit_scale": "norm",
+                "cls_token": "weight", "depthwise.weight": "weight", "bias_net.weight": "weight", "bias_net.bias": "bias",
+                "norm_head.weight": "weight", "attention.in_proj_weight": "weight", "attention.in_proj_bias": "bias",
+                "attention.out_proj.weight": "weight", "attention.out_proj.bias": "bias"}
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.bags = nn.Embedding(5, 8), nn.EmbeddingBag(5, 8)
+        self.conv, self.bn, self.gn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GroupNorm(2, 8)
+        self.own, self.scale, self.wide_scale = RootMeanSquareNorm(), LayerScale(8), LayerScale(8, 1, 1)
+        self.prelu, self.logit_scale = nn.PReLU(8), nn.Parameter(torch.tensor(1.0))
+        self.cls_token, self.depthwise = nn.Parameter(torch.zeros(1, 1, 8)), nn.Conv2d(1, 8, 1, bias=False)
+        self.bias_net, self.norm_head = nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
+        self.attention = nn.MultiheadAttention(8, 2)
+
+
+def test_the_role_of_a_parameter_goes_by_the_module_that_it_is_in():
+    model = Roles()
+    optimizer, = build_optimizer("SGD", model, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    assert {name: group["name"] for name, group in by_name(model, optimizer.param_groups).items()} == Roles.expected
+    decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
+    assert decays == {"weight": 5e-4, "bias": 0, "norm": 0, "embedding": pytest.approx(5e-6)}
+    assert all((group["lr"], group["momentum"], group["nesterov"]) == (0.1, 0.9, True) for group in optimizer.param_groups)
+    assert rates_by_name([optimizer]) == dict.fromkeys(("weight", "bias", "norm", "embedding"), 0.1)
+
+
+def test_roles_have_rates_by_part_and_by_depth_too():
+    model = ViT()
+    optimizer, = build_optimizer("AdamW", model, 1e-3, rates={"head": 1e-2}, layer_decay=0.5)
+    found = by_name(model, optimizer.param_groups)
+    assert found["head.weight"]["name"] == "head/weight" and found["head.bias"]["lr"] == 1e-2
+    assert found["blocks.0.linear1.bias"]["name"] == "rest/1/bias"
+    assert found["blocks.0.linear1.bias"]["lr"] == pytest.approx(1e-3 * 0.5**2)
+    assert found["blocks.0.norm1.weight"]["weight_decay"] == 0 and found["blocks.0.linear1.weight"]["weight_decay"] == 0.01
+
+
+@pytest.mark.parametrize("name", ["adadelta", "Adafactor", "Adagrad", "ADAM", "AdamW", "Adamax", "ASGD", "LBFGS", "NAdam",
+                                  "RAdam", "RMSProp", "Rprop", "sgd"])
+def test_any_optimizer_of_torch_is_built_by_its_name_and_takes_a_step(name):
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    optimizer, = build_optimizer(name, model)
+    assert type(optimizer).__name__.lower() == name.lower()
+    by_default = type(optimizer)(model.parameters())
+    assert {group["lr"] for group in optimizer.param_groups} == {by_default.param_groups[0]["lr"]}
+    before = [p.detach().clone() for p in model.parameters()]
+
+    def loss():
+        optimizer.zero_grad()
+        value = model(torch.randn(8, 6)).square().mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters()))
+
+
+def test_momentum_is_the_first_beta_of_adam_and_its_relatives_and_classes_are_taken_as_they_are():
+    model = nn.Linear(2, 2)
+    assert build_optimizer("NAdam", model, momentum=0.937)[0].param_groups[0]["betas"] == (0.937, 0.999)
+    assert build_optimizer("RMSprop", model, momentum=0.8)[0].param_groups[0]["momentum"] == 0.8
+    assert type(build_optimizer(torch.optim.RAdam, [model, nn.Linear(3, 3)])[0]) is torch.optim.RAdam
+
+
+@pytest.mark.parametrize("name, options, message", [
+    ("sdg", {}, "one of \\['ASGD', 'Adadelta'.*got 'sdg'. Did you mean 'SGD'"),
+    ("SGD", {"nestorov": True}, "got nestorov=True. Did you mean 'nesterov'"),
+    ("Adagrad", {"momentum": 0.9}, "Adagrad has no momentum, and got momentum=0.9"),
+    ("Adam", {"momentum": 0.9, "betas": (0.8, 0.9)}, "Give one of them"),
+    ("Rprop", {"weight_decay": 0.1}, "Rprop has no weight decay"),
+    ("LBFGS", {"rates": {"head": 1.0}, "lr": 0.1}, "LBFGS has one rate"),
+    ("LBFGS", {"fused": True}, "\\['Adagrad', 'Adam', 'AdamW', 'SGD'\\], and LBFGS has none"),
+    ("Adam", {"decay_factors": {"embeddings": 1}}, "roles \\['weight', 'bias', 'norm', 'embedding'\\], got \\['embeddings'"),
+    ("Adam", {"decay_factors": {"bias": -1}}, "must be a dict of shares"), ("Adam", {"adamw": {}}, "for 'Muon'"),
+    ("Muon", {"adamw_parts": ("hed",)}, "must be a tuple of paths"), ("Muon", {"fused": True}, "Muon has none"),
+    ("Muon", {"adjust_lr_fn": "original"}, "Give AdamW a rate of its own"),
+    ("Muon", {"adamw": {"beta": 1}}, "Did you mean 'betas'")])
+def test_what_an_optimizer_does_not_know_is_refused_with_what_it_knows(name, options, message):
+    if name == "Muon":
+        pytest.importorskip("torch.optim._muon")
+    with pytest.raises((ValueError, TypeError), match=message):
+        build_optimizer(name, ViT(), **options)
+
+
+def test_a_device_or_a_dtype_without_fused_kernels_is_refused_in_words():
+    with pytest.raises(ValueError, match="device that torch has a fused AdamW for, and a parameter is on 'meta'"):
+        build_optimizer("AdamW", nn.Linear(2, 2, device="meta"), fused=True)
+    with pytest.raises(ValueError, match="floating point numbers, and one is torch.complex64"):
+        build_optimizer("SGD", nn.Linear(2, 2, dtype=torch.complex64), fused=True)
+
+
+# --- the same training as with groups by hand -----------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """With every role but biases of attention; a nested BatchNorm, whose bias YOLO's scripts put to the biases."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.table = nn.Embedding(4, 6)
+        self.body = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 16), nn.LayerNorm(16))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x + self.table.weight.mean(0)))
+
+
+def trained_by_hand(model, optimizers, epochs=2):
+    """The weights behind a plain loop over the batches of ``Tiny``, which come in their order."""
+    data = [batch for batch in DataLoader(TensorDataset(*tiny_data()), 10)]
+    for _ in range(epochs):
+        for x, y in data:
+            nn.functional.cross_entropy(model(x), y).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+    return torch.cat([value.detach().double().flatten() for value in model.state_dict().values()])
+
+
+def trained(model, optimizers, **attributes):
+    trainer = Tiny(model, train_loader=DataLoader(TensorDataset(*tiny_data()), 10), eval_loader=None, **attributes)
+    trainer.optimizer_list = optimizers
+    trainer.check_init(use_tb=False)
+    trainer.fit(2)
+    return trainer
+
+
+def as_yolo_does(model):
+    """By the name of the parameter and the class of the module: biases, weights of normalizations, the rest."""
+    norms = tuple(value for name, value in vars(nn).items() if "Norm" in name)
+    groups = {"rest": [], "norm": [], "bias": []}
+    for module in model.modules():
+        for name, p in module.named_parameters(recurse=False):
+            is_scale = name == "weight" and isinstance(module, norms)
+            groups["bias" if name == "bias" else "norm" if is_scale else "rest"].append(p)
+    optimizer = torch.optim.SGD(groups["bias"], lr=0.01, momentum=0.937, nesterov=True)
+    optimizer.add_param_group({"params": groups["rest"], "weight_decay": 5e-2})
+    optimizer.add_param_group({"params": groups["norm"], "weight_decay": 0.0})
+    return [optimizer]
+
+
+def by_dimensions(model):
+    """As scripts for language models and ``timm`` do: what has two dimensions or more decays."""
+    decay = [p for p in model.parameters() if p.dim() >= 2]
+    return [torch.optim.AdamW([{"params": decay, "weight_decay": 0.1},
+                               {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}],
+                              lr=1e-2, betas=(0.9, 0.95))]
+
+
+def muon_by_hand(model):
+    hidden = [module.weight for module in model.body if isinstance(module, nn.Linear)]
+    rest = [p for p in model.parameters() if not any(p is matrix for matrix in hidden)]
+    return [torch.optim.Muon(hidden, lr=0.02, momentum=0.9, weight_decay=0.01),
+            torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01)]
+
+
+_ALL_DECAY = {"bias": 1.0, "norm": 1.0, "embedding": 1.0}
+BY_HAND = {
+    "SGD in YOLO's groups": (as_yolo_does, ("SGD", 0.01, 0.937, 5e-2), {
+        "nesterov": True, "decay_factors": {"embedding": 1}}),
+    "AdamW by dimensions": (by_dimensions, ("AdamW", 1e-2, None, 0.1), {
+        "betas": (0.9, 0.95), "decay_factors": {"embedding": 1.0}}),
+    "Muon beside AdamW": (muon_by_hand, ("Muon", 0.02, 0.9, 0.01), {
+        "adamw": {"lr": 3e-3, "betas": (0.9, 0.95)}, "adamw_parts": ("head",), "adjust_lr_fn": "original",
+        "decay_factors": _ALL_DECAY}),
+}
+
+
+@pytest.mark.parametrize("way", BY_HAND)
+def test_the_training_is_that_of_groups_by_hand_in_a_plain_loop_to_the_bit(way):
+    by_hand, arguments, options = BY_HAND[way]
+    if arguments[0] == "Muon":
+        pytest.importorskip("torch.optim._muon")
+    own, theirs = Net(), Net()
+    trainer = trained(own, build_optimizer(arguments[0], own, *arguments[1:], **options))
+    assert torch.equal(weights(trainer), trained_by_hand(theirs, by_hand(theirs)))
+
+
+def test_fused_steps_are_those_of_torch_s_fused_form_and_near_the_others():
+    own, theirs, plain = (tiny_model(dropout=0.0) for _ in range(3))
+    trainer = trained(own, build_optimizer("AdamW", own, 1e-2, weight_decay=0.0, fused=True))
+    assert all(group["fused"] for group in trainer.optimizer_list[0].param_groups)
+    result = weights(trainer)
+    assert torch.equal(result, trained_by_hand(theirs, [torch.optim.AdamW(theirs.parameters(), 1e-2, weight_decay=0.0,
+                                                                          fused=True)]))
+    by_foreach = trained_by_hand(plain, [torch.optim.AdamW(plain.parameters(), 1e-2, weight_decay=0.0, foreach=True)])
+    assert not torch.equal(result, by_foreach) and torch.allclose(result, by_foreach, atol=1e-6)
+
+
+# --- Muon beside AdamW in a run -------------------------------------------------------------------------------------------
+
+
+class Looks(Rates):
+    """Rates, momenta and first betas of all groups, update by update."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_before_step(self, model):
+        self.seen.append({f"{type(one).__name__} {group['name']}": (float(group["lr"]), momentum_of(group))
+                          for one in model.optimizer_list for group in one.param_groups})
+
+
+class StopAt(Callback):
+    def __init__(self, updates):
+        self.updates = updates
+
+    def on_after_step(self, model):
+        if model.global_step == self.updates:
+            model.should_stop = "now"
+
+
+def with_muon(folder="muon", **attributes):
+    model, look = Net(), Looks()
+    trainer = Tiny(model, ckpt_dir=folder, warm_up_updates=4, warm_up_momentum=0.5, warm_up_bias_lr=0.1, accumulate_steps=2,
+                   lr_scheduler_type="cosine", lr_scheduler_args={"final_ratio": 0.01}, clip_grad=10.0, callbacks=[look],
+                   save_per_steps=1, **attributes)
+    trainer.optimizer_list = build_optimizer("Muon", model, lr=0.02, momentum=0.9, weight_decay=0.1)
+    trainer.check_init(use_tb=False)
+    return trainer, look
+
+
+def test_rate_momentum_and_bias_rate_warm_up_in_muon_and_in_the_adamw_beside_it(capfd):
+    pytest.importorskip("torch.optim._muon")
+    trainer, look = with_muon()
+    said = capfd.readouterr().out
+    assert said.count("Muon matrix: 3 tensors, 400 numbers, lr 0.02, weight decay 0.1") == 1
+    assert said.count("AdamW embedding: 1 tensor, 24 numbers, lr 0.02, weight decay 0.001") == 1
+    assert said.count("AdamW bias:") == said.count("AdamW norm:") == 1
+    trainer.fit(4)
+    for step, seen in enumerate(look.seen):
+        share, left = min(step / 4, 1.0), max(step - 4, 0) / (12 - 4)
+        rate = 1e-6 + (0.02 - 1e-6) * share if step < 4 else 0.02 * (0.01 + 0.99 * (1 + math.cos(math.pi * left)) / 2)
+        bias = 0.1 + (0.02 - 0.1) * share if step < 4 else rate
+        assert seen["Muon matrix"] == pytest.approx((rate, 0.5 + 0.4 * share))
+        assert seen["AdamW norm"] == pytest.approx((rate, 0.5 + 0.4 * share))
+        assert seen["AdamW bias"] == pytest.approx((bias, 0.5 + 0.4 * share))
+    assert len(look.seen) == 12
+
+
+@pytest.mark.parametrize("updates", [2, 7])
+def test_muon_beside_adamw_is_resumed_within_the_warm_up_and_behind_it_to_the_same_bits(updates):
+    pytest.importorskip("torch.optim._muon")
+    whole, _ = with_muon("whole")
+    whole.fit(4)
+    first, _ = with_muon("parts")
+    first.callbacks = [*first.callbacks, StopAt(updates)]
+    first.fit(4)
+    assert first.global_step == updates
+    continued, _ = with_muon("parts")
+    continued.load_state("auto")
+    continued.fit(4)
+    assert continued.global_step == 12 and torch.equal(weights(continued), weights(whole))
+
+
+def test_a_bias_rate_reaches_groups_of_parts_and_is_refused_where_there_are_no_biases():
+    model = Net()
+    trainer = Tiny(model, warm_up_updates=3, warm_up_bias_lr=0.1)
+    trainer.optimizer_list = build_optimizer("AdamW", model, 1e-2, rates={"head": 1e-3})
+    trainer.check_init(use_tb=False)
+    assert rates_by_name(trainer.optimizer_list)["head/bias"] == rates_by_name(trainer.optimizer_list)["rest/bias"] == 0.1
+    with pytest.raises(ValueError, match="needs parameter groups named 'bias'"):
+        Tiny(warm_up_updates=3, warm_up_bias_lr=0.1).check_init(use_tb=False)
