@@ -15,9 +15,8 @@
         trainer.eval()
 
 This file holds what every training has, and no feature: what you set, what you override, the loop, the evaluation. How an
-update is done stands in ``update/``, what happens beside the loop in ``callbacks/``, how ``check_init`` builds the parts and
-how a run is saved, left and closed in ``run/``. The methods around the loop (``load_state``, ``predict``, ``change_lr``, …)
-are those of ``run/requests.py``.
+update is done stands in ``update/``, what happens beside the loop in ``callbacks/``, how a run is set up, saved, left and
+closed in ``run/``, with the methods around the loop (``load_state``, ``predict``, ``change_lr``, …) in ``run/requests.py``.
 """
 
 from __future__ import annotations
@@ -107,6 +106,8 @@ class TemplateModel(AroundTheLoop):
         # --- may be set: the update ---
         self.accumulate_steps: int = 1
         """Batches per update (gradient accumulation)."""
+        self.nominal_batch_size: int | None = None
+        """Or the samples of an update: it takes as many batches as make them, rising from one during the warm-up."""
         self.amp: str | None = None
         """Mixed precision: "bf16" or "fp16"."""
         self.clip_grad: float | dict[str, float] | None = None
@@ -320,8 +321,7 @@ class TemplateModel(AroundTheLoop):
         return self.lifetime.pace.rounds(epochs=total)
 
     def updates(self, total: int) -> Iterator[int]:
-        """The same until ``total`` updates are done in the whole run, for loaders without an end too: the last epoch may end
-        in its middle."""
+        """The same until ``total`` updates are done in the whole run, also within an epoch, for endless loaders too."""
         checks.require_init(self)
         return self.lifetime.pace.rounds(updates=total)
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..data.nested import loader_length
 from ..hooks import Callback
 from ..output.speed import peak_gigabytes
 from ..output.time_left import clock
+from ..update.nominal_batch import accumulation_of
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -44,6 +46,8 @@ class ProgressBar(Callback):
         self._in_notebook = False
         self._start = None      # of the epoch, see output/speed.py
         self._last_shown = 0.0  # seconds, on time.perf_counter's clock
+        self._first = 0         # update of the run that the epoch began with
+        self._updates: int | None = None  # of the present epoch; None where the loader has no length
         self._began: tuple[int, float] | None = None  # the present epoch's number, and seconds on that clock
         self._epoch_seconds: float | None = None      # of the epoch before, with its evaluation
 
@@ -56,7 +60,8 @@ class ProgressBar(Callback):
         if self._began is not None and self._began[0] == model.epoch - 1:
             self._epoch_seconds = self._last_shown - self._began[1]
         self._began = model.epoch, self._last_shown
-        self.bar = self._open(f"epoch {_of_total(model)}", model.updates_per_epoch(), _updates_begun(model), "update")
+        self._first, self._updates = model.global_step - _updates_begun(model), _updates_of_epoch(model)
+        self.bar = self._open(f"epoch {_of_total(model)}", self._updates, _updates_begun(model), "update")
         if self.bar is not None and not self._in_notebook:
             self._logger = model.stdout_logger
             self._logger.before_line = self.bar.clear  # else what is printed within an epoch stands behind the bar
@@ -73,9 +78,8 @@ class ProgressBar(Callback):
         self._last_shown = now
         fields = self._fields(model, values)
         if self.bar is None:
-            of = model.updates_per_epoch() or "?"
             line = _fitting(fields, _LINE_LENGTH)
-            print(f"epoch {_of_total(model)} cur:[{_updates_begun(model)}]\\[{of}] {line}")
+            print(f"epoch {_of_total(model)} cur:[{model.global_step - self._first}]\\[{self._updates or '?'}] {line}")
         else:
             self.bar.set_postfix_str(_fitting(fields, self._room()), refresh=False)
 
@@ -146,7 +150,7 @@ class ProgressBar(Callback):
 
     def _seconds_left(self, model):
         """Of the whole run, where its length is known, by the time of this epoch and of the one before."""
-        updates, done = model.updates_per_epoch(), _updates_begun(model)
+        updates, done = self._updates, model.global_step - self._first
         is_known = model.total_updates is not None or updates and done and model.total_epochs is not None
         if self._start is None or not is_known:
             return None
@@ -172,7 +176,13 @@ def _of_total(model):
 
 def _updates_begun(model):
     """Updates of the present epoch, also one of which only a part of the batches is done."""
-    return -(-model.batches_done // (model.accumulate_steps * model.world.size))
+    return accumulation_of(model).behind(-(-model.batches_done // model.world.size))
+
+
+def _updates_of_epoch(model):
+    """Of the present epoch; None where the loader has no length."""
+    batches, done = loader_length(model.train_batches), model.batches_done // model.world.size
+    return None if batches is None else _updates_begun(model) + accumulation_of(model).ahead(batches - done)
 
 
 def _rates(model):

@@ -15,6 +15,7 @@ import torch
 
 from ..metrics.epoch import all_of
 from ..update.guard import make_guard
+from ..update.nominal_batch import follow_nominal_batch
 from ..update.stepper import check_amp, make_clip
 from . import checks
 from .class_attributes import assign_to_property
@@ -59,6 +60,7 @@ def _train_loader(trainer, loader):
 
     def begin():
         trainer.train_batches = batches_to_train(trainer, loader, trainer.limit_train_batches)
+        follow_nominal_batch(trainer)
         trainer.lr_schedule.replan(trainer)
 
     trainer.lifetime.at_next_epoch("train_loader", begin)
@@ -85,6 +87,9 @@ def _test_loader(trainer, loader):
 
 def _accumulate_steps(trainer, steps):
     checks.check_count("accumulate_steps", steps)
+    if trainer.nominal_batch_size is not None:
+        raise AttributeError(f"accumulate_steps follows nominal_batch_size = {trainer.nominal_batch_size}, and cannot be "
+                             f"{steps} too. Make a new trainer, with one of them.")
     trainer.stepper.accumulate_steps = steps
     trainer.lr_schedule.replan(trainer, accumulate_steps=steps)
 
@@ -178,7 +183,7 @@ _FIXED = {
     "optimizer_list": "Add parameters with optimizer.add_param_group(), set rates with change_lr(), or make a new trainer.",
     **dict.fromkeys(("ckpt_dir", "run_name", "overwrite"), "Its log and its files are open. Make a new trainer."),
     **dict.fromkeys(("device", "seed", "deterministic", "preflight", "slice_tensors", "compile", "channels_last",
-                     "matmul_precision", "parallel", "parallel_options", "sync_batchnorm"), _BEFORE),
+                     "matmul_precision", "parallel", "parallel_options", "sync_batchnorm", "nominal_batch_size"), _BEFORE),
     **dict.fromkeys(("lr_scheduler_list", "lr_scheduler_type", "lr_scheduler_args", "lr_scheduler_interval", "warm_up_epoch",
                      "warm_up_updates", "warm_up_mode", "warm_up_init_lr", "warm_up_momentum", "warm_up_bias_lr",
                      "warm_up_scheduler_list"), _RATES),

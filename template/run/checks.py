@@ -130,7 +130,7 @@ def _check_choices(model):
         if mode not in (None, "max", "min"):
             raise ValueError(f"key_metric_mode must be 'max', 'min' or a dict of these, got {model.key_metric_mode!r}.")
     for name in ("log_per_step", "accumulate_steps", "save_per_steps", "keep_checkpoints", "warm_up_updates",
-                 "eval_per_steps", "total_updates"):
+                 "eval_per_steps", "total_updates", "nominal_batch_size"):
         if getattr(model, name) is not None:
             check_count(name, getattr(model, name))
     check_limit("limit_train_batches", model.limit_train_batches)

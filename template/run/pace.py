@@ -9,11 +9,11 @@ Whether an epoch is over, and how a run is left, stands in ``lifetime.py``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..data.nested import loader_length
+from ..update.nominal_batch import accumulation_of
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -87,9 +87,13 @@ class Pace:
         per_epoch = trainer.updates_per_epoch()
         if per_epoch is None:
             return None
-        begun = -(-trainer.batches_done // (trainer.accumulate_steps * trainer.world.size))
-        left = updates - (trainer.global_step - begun)
-        return trainer.epochs_done + max(math.ceil(left / per_epoch), 0)
+        accumulation, batches = accumulation_of(trainer), loader_length(trainer.train_batches)
+        done = trainer.batches_done // trainer.world.size
+        begun = bool(done)  # an epoch, which counts however much is left of it
+        left, first = updates - trainer.global_step, accumulation.ahead(batches - done)
+        if left <= first:
+            return trainer.epochs_done + (begun or left > 0)
+        return trainer.epochs_done + accumulation.epochs_within(left - 1, batches - done, batches) + 1
 
     # --- behind an update -----------------------------------------------------------------------------------------
 

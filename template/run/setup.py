@@ -34,6 +34,7 @@ from ..parallel.gradients import make_parallel
 from ..update import schedule_free
 from ..update.closure import ClosureStepper, takes_closure
 from ..update.guard import make_guard
+from ..update.nominal_batch import follow_nominal_batch, note_on_nominal_batch
 from ..update.optimizers import sizes
 from ..update.schedule import build_schedule
 from ..update.stepper import Stepper
@@ -91,10 +92,12 @@ def _build(trainer, callbacks, overrides, log_name, clean_log, arg, use_tb):
     trainer.evaluator.agree()
     set_train_metrics(trainer, trainer.train_metrics)
 
+    nominal = follow_nominal_batch(trainer)
     check_length(trainer, trainer.updates_per_epoch())
     trainer.lr_schedule = build_schedule(trainer, trainer.updates_per_epoch(), better_when(trainer, trainer.key_metric))
     trainer.stepper = _stepper(trainer, device, parallel)
-    extra = [*preflight(trainer), *([TellCompiling()] if trainer.compile else []), *([SameWeights()] if parallel else [])]
+    extra = [*nominal, *preflight(trainer), *([TellCompiling()] if trainer.compile else []),
+             *([SameWeights()] if parallel else [])]
     hooks = Hooks([*callbacks, *extra])
     refuse_unsavable(trainer, hooks.callbacks)
     _open_run(trainer, log_name, clean_log, arg, use_tb)
@@ -109,7 +112,7 @@ def _build(trainer, callbacks, overrides, log_name, clean_log, arg, use_tb):
         print(f"  {note}")
     if trainer.eval_loader is None:
         print(f"  {note_on_evaluations(trainer, overrides)}")
-    for line in sizes(trainer.optimizer_list):
+    for line in (*note_on_nominal_batch(trainer), *sizes(trainer.optimizer_list)):
         print(f"  {line}")
     for note in trainer.train_batches.notes():
         print(f"  resume: {note}")

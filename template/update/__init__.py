@@ -3,6 +3,7 @@
 - ``stepper.py``: how are gradients accumulated, scaled, clipped and applied?
 - ``closure.py``: how is an optimizer stepped that evaluates the loss by itself (LBFGS, SAM)?
 - ``guard.py``: how is an update skipped whose loss or gradient is not finite?
+- ``nominal_batch.py``: how many batches does an update take?
 - ``optimizers.py``: which parameter gets which rate and weight decay? ``build_optimizer``, ``param_groups``.
 - ``fused.py``: which optimizers have a fused form, and how is one switched over to it?
 - ``lr_scheduler.py``: which learning rates are there? ``WarmUpLR`` and the named schedules.

@@ -29,6 +29,7 @@ from .lr_scheduler import (
     set_rate,
 )
 from .new_groups import take_in
+from .nominal_batch import Accumulation, follow_warm_up, warm_up_updates
 from .too_short import too_short
 from .user_schedulers import Watched, counts_updates, length_of
 
@@ -63,6 +64,8 @@ def build_schedule(model: TemplateModel, updates_per_epoch: int | None, key_mode
         ]
     schedule = Schedule(model.lr_scheduler_list, model.warm_up_scheduler_list, None if is_given else interval,
                         warm_up_interval, watched)
+    if model.nominal_batch_size is not None:
+        follow_warm_up(model, schedule)
     if model.eval_loader is None and not str(model.key_metric).startswith(("train/", "train_")):
         schedule.warn_without_evaluations()
     if model.total_epochs is not None or model.total_updates is not None:
@@ -76,13 +79,15 @@ def _warm_up_length(model, interval, updates_per_epoch):
         return model.warm_up_updates, "update"
     if not model.warm_up_epoch:
         return 0, interval
-    if interval == "epoch" and model.warm_up_epoch == int(model.warm_up_epoch):
+    if interval == "epoch" and model.warm_up_epoch == int(model.warm_up_epoch) and model.nominal_batch_size is None:
         return int(model.warm_up_epoch), "epoch"
     if updates_per_epoch is None:
         raise ValueError(
             f"warm_up_epoch={model.warm_up_epoch} in updates needs the number of updates of an epoch, and this train_loader "
             "has no len(). Set warm_up_updates instead."
         )
+    if model.nominal_batch_size is not None:
+        return warm_up_updates(model, loader_length(model.train_batches)), "update"
     return max(1, round(model.warm_up_epoch * updates_per_epoch)), "update"
 
 
@@ -105,6 +110,7 @@ class Schedule:
         self.warm_up_interval = warm_up_interval
         self.watched = watched
         self.intervals = [_interval_of(scheduler, interval) for scheduler in self.schedulers]  # None: not known yet
+        self.accumulation: Accumulation | None = None  # of updates that take more and more batches; None: always as many
         self.planned: Any = None  # [total epochs or "… updates", updates per epoch] that the rates are planned for
         self.result: Any = None   # [epoch, key metric, loss] of the last evaluation before an epoch was over
         self.last_epoch_stepped = 0
@@ -260,7 +266,8 @@ class Schedule:
             ValueError: a length is needed and not known.
         """
         before = self.planned[0] if self.planned is not None and isinstance(self.planned[0], int) else None
-        left = Left(trainer, total_epochs or trainer.total_epochs or before, accumulate_steps, total_updates)
+        left = Left(trainer, total_epochs or trainer.total_epochs or before, self.accumulation or Accumulation(
+            accumulate_steps or trainer.accumulate_steps), total_updates)
         if None in self.intervals:
             self._decide(left)
         if trainer.hooks is not None:  # else there is no log yet
@@ -272,7 +279,8 @@ class Schedule:
                 self._tell(name, f"{name} steps at the end of an epoch, which a loader without a length may never reach. "
                                  'Set lr_scheduler_interval = "update", and its lengths in updates.')
         if trainer.hooks is not None:
-            for line in too_short(self, left.total_epochs, left.updates_per_epoch, left.total_updates):
+            total_updates = left.total_updates or left.updates_of_run
+            for line in too_short(self, left.total_epochs, left.updates_per_epoch, total_updates):
                 self._tell(line, line)
         is_other_run = self.planned is None or self.planned[0] != left.length
         is_other_epoch = not is_other_run and self.planned[1] != left.updates_per_epoch
@@ -313,8 +321,8 @@ class Schedule:
         epochs = left.total_epochs - max(left.trained, self.last_epoch_stepped)
         if not mixed:
             return max(epochs - max(warm_up, 0), 0)
-        if warm_up > 0 and warm_up >= left.updates_of_epoch:  # the present epoch is the warm-up's to its end
-            epochs -= 1 + (warm_up - left.updates_of_epoch) // left.updates_per_epoch
+        if warm_up > 0 and (within := left.epochs_within(warm_up)):  # the present epoch is the warm-up's to its end
+            epochs -= within
         elif warm_up <= 0 and self.warm_up_just_ended and left.is_mid_epoch:
             epochs -= 1
         return max(epochs, 0)
@@ -434,31 +442,37 @@ class Left:
 
     Args:
         total_epochs: of the whole run; None when it is not known.
-        accumulate_steps: batches per update; None: the trainer's.
+        accumulation: how many batches the updates take.
         total_updates: of the whole run; None: the trainer's, or they are not counted.
     """
 
-    def __init__(self, trainer: TemplateModel, total_epochs: int | None, accumulate_steps: int | None = None,
+    def __init__(self, trainer: TemplateModel, total_epochs: int | None, accumulation: Accumulation,
                  total_updates: int | None = None):
-        steps = accumulate_steps or trainer.accumulate_steps
+        self._accumulation, self._left = accumulation, 0  # batches of the present epoch, or of the next one
         batches, open_epoch = loader_length(trainer.train_batches), trainer.lifetime.open_epoch
         self.total_epochs = total_epochs
         self.batches_per_epoch: Any = batches
-        self.updates_per_epoch: Any = None if batches is None else math.ceil(batches / steps)
+        self.updates_per_epoch: Any = None if batches is None else math.ceil(batches / accumulation.steps)
         self.trained = trainer.epochs_done if open_epoch is None else open_epoch  # epochs, evaluated or not
         done = trainer.batches_done // trainer.world.size
         self.is_mid_epoch = open_epoch is None and done > 0
         self.updates_of_epoch: Any = None  # that are left of the present epoch, or of the next one
         self.updates: Any = None           # that are left of the run
+        self.updates_of_run: Any = None    # of all of it, where a warm-up has others than the epochs behind it
         if batches is not None and self.updates_per_epoch is not None and total_epochs is not None:
-            left = batches - done if self.is_mid_epoch else batches
-            self.updates_of_epoch = max(math.ceil(left / steps), 0)
-            epochs = total_epochs - self.trained
-            self.updates = max(epochs - 1, 0) * math.ceil(batches / steps) + self.updates_of_epoch if epochs > 0 else 0
+            self._left = batches - done if self.is_mid_epoch else batches
+            self.updates_of_epoch = accumulation.ahead(self._left)
+            self.updates = accumulation.of_epochs(self._left, batches, total_epochs - self.trained)
+            if accumulation.length:
+                self.updates_of_run = trainer.global_step + self.updates
         self.total_updates = total_updates or trainer.total_updates
         self.length: Any = total_epochs  # of the run, as a checkpoint notes it
         if self.total_updates is not None:
             self.updates, self.length = max(self.total_updates - trainer.global_step, 0), f"{self.total_updates} updates"
+
+    def epochs_within(self, updates):
+        """How many of the next epochs are over behind so many updates."""
+        return self._accumulation.epochs_within(updates, self._left, self.batches_per_epoch)
 
 
 def _interval_of(scheduler, interval):

@@ -13,7 +13,7 @@ from tiny import tiny_data, tiny_model, weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from template import EMA, SWA, Callback, Checkpoints, EarlyStopping, TensorLoader
+from template import EMA, SWA, Callback, Checkpoints, EarlyStopping, TensorLoader, build_optimizer
 from template.callbacks.history import History
 from template.template import TemplateModel
 
@@ -45,6 +45,14 @@ def tiny(batch_size, num_samples=53, **attributes):
 def with_adamw(batch_size):
     trainer = tiny(batch_size, lr_scheduler_type="cosine", warm_up_updates=3)
     trainer.optimizer_list = [torch.optim.AdamW(trainer.model_list[0].parameters(), 0.02)]
+    return trainer
+
+
+def with_muon(batch_size):
+    """Muon rounds to bf16, so that its steps differ by more than the gradients do."""
+    trainer = tiny(batch_size, warm_up_updates=3, warm_up_momentum=0.8, warm_up_bias_lr=1e-3, clip_grad=1.0)
+    kind = "Muon" if hasattr(torch.optim, "Muon") else "AdamW"
+    trainer.optimizer_list = build_optimizer(kind, trainer.model_list, 1e-4, weight_decay=0.1)
     return trainer
 
 
@@ -141,6 +149,8 @@ ALIKE = {
     "sgd": tiny,
     "adamw": with_adamw,
     "accumulated": lambda batch_size: tiny(batch_size, accumulate_steps=2),
+    "nominal batch": lambda batch_size: tiny(batch_size, nominal_batch_size=40, warm_up_updates=3),
+    "muon and adamw": lambda batch_size: with_muon(batch_size),
     "one sample left": lambda batch_size: tiny(batch_size, 49, log_per_step=1),
     "clipped": lambda batch_size: tiny(batch_size, clip_grad=0.1),
     "words": Words,
