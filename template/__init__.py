@@ -14,6 +14,7 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "TemplateModel": ".template",
+    "KerasModel": ".keras_model",
     "TensorLoader": ".data.in_memory",
     "Divided": ".data.agreement",
     "Chained": ".data.chained",
@@ -75,6 +76,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which take a module with __g
     from .data.in_memory import TensorLoader as TensorLoader
     from .data.seeding import seed_everything as seed_everything
     from .hooks import Callback as Callback
+    from .keras_model import KerasModel as KerasModel
     from .metrics.accumulators import Confusion as Confusion
     from .metrics.accumulators import Mean as Mean
     from .metrics.accumulators import Metric as Metric

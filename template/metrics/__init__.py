@@ -8,6 +8,7 @@
 - ``regression.py``: how far are numbers off? ``Regression``: MAE, RMSE, R², Pearson.
 - ``perplexity.py``: how well is the next token known? ``Perplexity``.
 - ``by_group.py``: and for each slice of the data? ``by_group``.
+- ``functions.py``: how do functions and torchmetrics' objects count beside them?
 - ``epoch.py``: how do the values of batches become the values of an epoch, over all processes?
 - ``train_totals.py``: and those of the training, whose epochs may be interrupted?
 - ``best.py``: which value is the best one, and is more or less of it better?

@@ -10,6 +10,7 @@
 - ``csv_table.py``: how does a table grow on the disk at the same cost for each row?
 - ``named_values.py``: which column is a name and number of somebody's own loop?
 - ``text_table.py``: how are rows printed as a table?
+- ``history_table.py``: how is a history handed out, with pandas and without?
 - ``pictures.py``: where is a picture or a text of a callback shown?
 - ``curves.py``: how are the curves of a run drawn?
 - ``curves_svg.py``: how are they drawn in a page or a notebook?

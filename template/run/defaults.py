@@ -22,6 +22,7 @@ from ..metrics.accumulators import Accuracy
 CLASS_LOSSES = {"CrossEntropyLoss", "NLLLoss", "MultiMarginLoss", "cross_entropy", "nll_loss", "multi_margin_loss"}
 INDEX_LOSSES = CLASS_LOSSES | {"MultiLabelMarginLoss", "CTCLoss", "LinearCrossEntropyLoss", "multilabel_margin_loss",
                                "ctc_loss", "linear_cross_entropy"}
+LABELS = ("labels", "label")  # the entries of a dict that may be y
 BINARY_THRESHOLDS = {"BCEWithLogitsLoss": 0.0, "binary_cross_entropy_with_logits": 0.0,
                      "BCELoss": 0.5, "binary_cross_entropy": 0.5}
 
@@ -67,24 +68,33 @@ def _takes(forward, count, skipped=0):
 
 
 def split_batch(batch, dtype):
-    """``(x, y)`` of a batch ``(x, y)`` or ``(x1, x2, …, y)``; several inputs stay a tuple.
+    """``(x, y)`` of a batch ``(x, y)`` or ``(x1, x2, …, y)``; several inputs stay a tuple. The ``y`` of a dict is its entry
+    "labels" or "label", and the others are ``x``.
 
     Floating and uint8 inputs are converted to ``dtype``; other integers (tokens) stay.
 
     Raises:
-        TypeError: the batch is no tuple or list of at least two.
+        TypeError: the batch is neither a tuple or list of at least two nor a dict with labels.
     """
+    if isinstance(batch, Mapping) and (label := label_name(batch)):
+        return {name: part for name, part in batch.items() if name != label}, batch[label]
     if not isinstance(batch, (list, tuple)) or len(batch) < 2 or isinstance(batch, PackedSequence):
         what = type(batch).__name__ + (f" with keys {list(batch)}" if isinstance(batch, Mapping) else "")
         raise TypeError(
-            f"The default methods take batches (x, …, y); this one is a {what}. Override loss_per_batch(batch) and "
-            "eval_scores_per_batch(batch), or set criterion = None for a model that returns its own loss."
+            f"The default methods take batches (x, …, y), or dicts with an entry {' or '.join(LABELS)}; this one is a "
+            f"{what}. Override loss_per_batch(batch) and eval_scores_per_batch(batch), or set criterion = None for a model "
+            "that returns its own loss."
         )
     if len(batch) == 2:
         x, y = batch
         return (x if isinstance(x, torch.Tensor) and x.dtype is dtype else _as_dtype(x, dtype)), y
     *inputs, y = batch
     return tuple(_as_dtype(x, dtype) for x in inputs), y
+
+
+def label_name(batch):
+    """The name under which a dict holds the labels, or None."""
+    return next((name for name in LABELS if name in batch), None)
 
 
 def input_of(batch, dtype):

@@ -18,7 +18,7 @@ from ..data.nested import copied, sketch
 from ..data.seeding import rng_kept
 from ..metrics.modes import eval_mode
 from ..output.warn import warn
-from .defaults import input_of, parameter_dtype
+from .defaults import LABELS, input_of, label_name, parameter_dtype
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -76,16 +76,13 @@ def predict(trainer: TemplateModel, loader: Iterable[Any] | np.ndarray | Dataset
 def _labels_of(batch):
     """The last part of a batch ``(x, …, y)``, or a dict's entry of that name; an array as a tensor."""
     if isinstance(batch, Mapping):
-        y = next((batch[name] for name in _LABELS if name in batch), None)
+        y = batch[label] if (label := label_name(batch)) else None
     else:
         y = batch[-1] if isinstance(batch, (list, tuple)) and len(batch) > 1 else None
     if y is None:
-        raise ValueError(f"predict(…, labels=True) takes batches (x, …, y), or dicts with an entry {' or '.join(_LABELS)}; "
+        raise ValueError(f"predict(…, labels=True) takes batches (x, …, y), or dicts with an entry {' or '.join(LABELS)}; "
                          f"got {sketch(batch)}. Give a loader that has the labels, or leave labels=False.")
     return torch.as_tensor(y) if isinstance(y, np.ndarray) and y.dtype.kind in "biuf" else y
-
-
-_LABELS = ("labels", "label")
 
 
 def _shuffles(loader):

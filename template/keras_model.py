@@ -1,0 +1,513 @@
+"""Training by ``fit``, for people who want no subclass: a front over ``TemplateModel``.
+
+    model = KerasModel(net, nn.CrossEntropyLoss(), {"acc": torchmetrics.Accuracy("multiclass", num_classes=10)},
+                       optimizer=torch.optim.Adam(net.parameters(), 1e-3))
+    history = model.fit(train_loader, val_loader, epochs=30, patience=5, monitor="val_acc", mode="max")
+    model.evaluate(val_loader)                       # {"val_loss": 0.21, "val_acc": 0.94}, of the best weights
+
+It holds no loop of its own: the loop, the checkpoints, resuming, several processes and all callbacks are those of
+``template.py``, and ``model.trainer`` is that object. Who wants to see the loop writes a subclass of ``TemplateModel``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .checkpoint import files, state
+from .data.seeding import rng_kept
+from .hooks import EVENTS, Callback
+from .metrics.best import direction_of
+from .metrics.functions import as_accumulators
+from .output.console import number
+from .output.history_table import as_table, columns_of
+from .output.warn import warn
+from .run.defaults import call_model
+from .template import TemplateModel
+
+_PRECISIONS = {"no": None, "bf16": "bf16", "fp16": "fp16"}
+_FOREVER = sys.maxsize
+
+
+class KerasModel(nn.Module):
+    """A network with its loss, metrics and optimizer, which is trained by ``fit``.
+
+    Args:
+        net: your network; ``fit`` trains it in place and leaves the best weights in it.
+        loss_fn: ``loss_fn(pred, y) -> loss``. None: the network returns its own loss.
+        metrics_dict: metrics by name, for training and validation: torchmetrics' objects, those of this folder
+            (``Confusion(10).accuracy()``), or functions of ``(pred, y)``, whose values are averaged over samples. Your
+            objects are copied, so that training and validation never share one.
+        optimizer: of ``net.parameters()``; None: Adam with a learning rate of 3e-4.
+        lr_scheduler: a scheduler of that optimizer, which steps after each update; see ``fit(lr_scheduler_interval)``.
+    """
+
+    def __init__(self, net: nn.Module, loss_fn: Any = None, metrics_dict: Mapping[str, Any] | None = None,
+                 optimizer: torch.optim.Optimizer | None = None, lr_scheduler: Any = None) -> None:
+        super().__init__()
+        self.net = net
+        self.loss_fn = loss_fn
+        self.metrics_dict: dict[str, Any] = dict(metrics_dict or {})
+        self.optimizer = torch.optim.Adam(net.parameters(), lr=3e-4) if optimizer is None else optimizer
+        self.lr_scheduler = lr_scheduler
+        self.from_scratch = True  # False: fit shows how good the present weights are, as epoch 0, before it trains
+        self.ckpt_path = "checkpoint"
+        self.monitor = "val_loss"
+        self.mode = "min"
+        self.trainer: Any = None  # the TemplateModel that trains, from the first fit on
+        self._own: Any = None     # its parts that this front made: _OfFit
+        self._goal = 0            # epochs that were asked for until now
+        if "loss" in self.metrics_dict:
+            raise ValueError("metrics_dict must not hold the name 'loss', which is that of loss_fn. Rename that metric.")
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the network gives."""
+        return self.net(*args, **kwargs)
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def fit(self, train_data: Iterable[Any], val_data: Iterable[Any] | None = None, epochs: int = 10,
+            ckpt_path: str | Path = "checkpoint", patience: int | None = 5, monitor: str = "val_loss", mode: str = "min",
+            callbacks: Sequence[Any] | None = None, plot: bool = True, mixed_precision: str = "no",
+            gradient_accumulation_steps: int = 1, cpu: bool = False, quiet: bool = False, resume: str | Path | None = None,
+            lr_scheduler_interval: str = "update", **settings: Any) -> Any:
+        """Train ``epochs`` epochs more, validate behind each, and leave the best weights in the network.
+
+        Called again, it goes on where the last call ended: epoch numbers, optimizer, history and best values.
+
+        Args:
+            train_data: batches to train on: a DataLoader, or any iterable that can be read again and again.
+            val_data: batches to validate on; None: ``monitor`` is a value of the training.
+            epochs: how many; fewer when nothing gets better.
+            ckpt_path: file that always holds the best weights of ``net``, for ``load_ckpt`` or ``torch.load``. All that
+                resuming needs, the log and the history are in the folder beside it, ``<ckpt_path>_run``.
+            patience: epochs in a row without a better ``monitor`` after which it stops; None: it never does.
+            monitor: what decides which weights are best: "val_loss", "val_<metric>", "train_loss" or "train_<metric>".
+            mode: "min" or "max", whether less or more of it is better.
+            callbacks: callbacks of this folder, or objects with ``on_fit_start``, ``on_train_epoch_end``,
+                ``on_validation_epoch_end`` and ``on_fit_end``, each of which gets this model.
+            plot: draw the curves while they grow, in a notebook and in a terminal.
+            mixed_precision: "no", "bf16" or "fp16".
+            gradient_accumulation_steps: batches per update.
+            cpu: train on the CPU also where there is a GPU.
+            quiet: show no progress bar.
+            resume: "auto" goes on with the run that was cut short in ``ckpt_path``'s folder, where there is one, until
+                ``epochs`` are done; a path takes that checkpoint.
+            lr_scheduler_interval: "update": ``lr_scheduler`` steps after each update, of which there is one for every
+                ``gradient_accumulation_steps`` batches; "epoch": after each epoch. ReduceLROnPlateau always steps after
+                the validation.
+            **settings: any setting of ``TemplateModel``, for instance ``seed=3``, ``clip_grad=1.0``, ``compile=True``.
+
+        Returns:
+            The history as a pandas DataFrame, or where pandas is not installed as a light table of the same columns:
+            epoch, train_loss, val_loss, train_<metric>, val_<metric>, lr.
+
+        Raises:
+            TypeError, ValueError: something does not fit; the message says what to do.
+        """
+        own = _OfFit(self, train_data, val_data, ckpt_path, patience, monitor, mode, callbacks, plot, mixed_precision,
+                     gradient_accumulation_steps, cpu, quiet, lr_scheduler_interval, settings)
+        is_new = self.trainer is None or not self._own.can_go_on_as(own)
+        if is_new:
+            self._begin(own, resume)
+        else:
+            self._go_on(own)
+        trainer = self.trainer
+        self._goal = min(trainer.epochs_done, self._goal) + epochs
+        if not self.from_scratch:
+            self._show_baseline(own)
+        for callback in own.keras_callbacks:
+            callback.tell("on_fit_start")
+        trainer.fit(self._goal, save_per_epochs=0)
+        own.note_weights()
+        for callback in own.keras_callbacks:
+            callback.tell("on_fit_end")
+        return as_table(self._rows())
+
+    def _begin(self, own, resume):
+        """A run of its own, with the weights that are in the network."""
+        if self.trainer is not None:
+            self.trainer.lifetime.say(f"The {own.what_is_new} is another one, so that fit() begins a new run with the "
+                                      "present weights.")
+            self.trainer.close()
+        trainer = own.make_trainer()
+        trainer.check_init(use_tb=own.use_tb)
+        self.trainer, self._own, self._goal = trainer, own, 0
+        if resume is not None and trainer.load_state("auto" if resume is True else resume):
+            self.from_scratch = True
+
+    def _go_on(self, own):
+        """The same run, with what this call asks for."""
+        if self._own.weights_are_untouched() and self.trainer.lifetime.only_looks:
+            self.trainer.use_best(self.trainer.path_of("last.pth"))  # where the training stood
+            self.trainer.lifetime.only_looks = False  # it is no other state than the optimizer's
+        own.take_over(self._own)
+        self._own = own
+
+    def _show_baseline(self, own):
+        """How good the weights are that the training begins with: epoch 0 of the history."""
+        self.from_scratch = True
+        trainer = self.trainer
+        if trainer.global_step:
+            return
+        values = {f"train/{name}": value for name, value in trainer.test(own.train_data).items() if isinstance(value, float)}
+        if own.val_data is not None:
+            trainer.eval(save_per_epochs=0)
+            values |= {f"eval/{name}": value for name, value in trainer.eval_result.items() if isinstance(value, float)}
+            own.keeper.write_if_best(trainer)
+        own.keeper.baseline = {"epoch": 0} | values | {"lr": float(self.optimizer.param_groups[0]["lr"])}
+        told = [f"{name} {number(value)}" for name, value in _known_names(own.keeper.baseline).items() if name[0] in "tv"]
+        trainer.lifetime.say(f"epoch 0, before any update: {', '.join(told)}")
+
+    @property
+    def history(self) -> dict[str, list[Any]]:
+        """The columns that ``fit`` returns, by name."""
+        return columns_of(self._rows())
+
+    def _rows(self):
+        if self.trainer is None:
+            return []
+        baseline = self._own.keeper.baseline
+        return in_order([_known_names(row) for row in ([baseline] if baseline else []) + self.trainer.history])
+
+    # --- behind the training --------------------------------------------------------------------------------------
+
+    def evaluate(self, val_data: Iterable[Any], quiet: bool = False) -> dict[str, Any]:
+        """Loss and metrics of the present weights on ``val_data``; nothing is noted or changed.
+
+        Args:
+            val_data: batches, as ``fit`` takes them.
+            quiet: print no line.
+
+        Returns:
+            ``{"val_loss": …, "val_<metric>": …}``.
+        """
+        if self.trainer is not None:
+            result = self.trainer.test(val_data)
+        else:
+            result = self._test_before_training(val_data)
+        named = {name.replace("eval/", "val_"): value
+                 for name, value in _known_names({f"eval/{name}": value for name, value in result.items()}).items()}
+        if not quiet and (self.trainer is None or self.trainer.is_main):
+            print(", ".join(f"{name} {number(value)}" for name, value in named.items() if isinstance(value, float)))
+        return named
+
+    def _test_before_training(self, val_data):
+        own = _OfFit(self, val_data)
+        with rng_kept(), tempfile.TemporaryDirectory() as folder:
+            trainer = own.make_trainer()
+            trainer.ckpt_dir, trainer.callbacks, trainer.preflight = folder, [], False
+            with redirect_stdout(io.StringIO()):  # it is no run
+                trainer.check_init(use_tb=False)
+                result = trainer.test(val_data)
+                trainer.close()
+        return result
+
+    def predict(self, data: Any, labels: bool = False) -> Any:
+        """What the network says of ``data``, joined, on the CPU.
+
+        Args:
+            data: batches ``x``, ``(x,)`` or ``(x, …, y)``, a Dataset, or a tensor or array [N, …].
+            labels: return the pair (predictions, labels).
+        """
+        trainer = self.trainer if self.trainer is not None else _OfFit(self, data).make_trainer()
+        return trainer.predict(data, labels)
+
+    def save_ckpt(self, ckpt_path: str | Path | None = None, accelerator: Any = None) -> None:
+        """Write the present weights of the network, so that ``net.load_state_dict(torch.load(ckpt_path))`` takes them.
+
+        Args:
+            ckpt_path: the file; None: that of ``fit``.
+            accelerator: is not needed.
+        """
+        files.write(_weights(self.net), Path(self.ckpt_path if ckpt_path is None else ckpt_path).expanduser())
+
+    def load_ckpt(self, ckpt_path: str | Path | None = None) -> None:
+        """Put weights into the network. The next ``fit`` begins a new run with them, whose epoch 0 says how good they are.
+
+        Args:
+            ckpt_path: a file of ``fit`` or ``save_ckpt``, or any checkpoint of this folder; None: that of ``fit``.
+
+        Raises:
+            FileNotFoundError, CheckpointError: there is no such file, or it is damaged.
+            ValueError: the weights do not fit. Nothing was changed.
+        """
+        path = Path(self.ckpt_path if ckpt_path is None else ckpt_path).expanduser()
+        if self.trainer is not None:
+            self.trainer.wait_for_saves()
+            self.trainer.close()
+        kept = _run_folder(path) / "best.pth"
+        if not path.is_file() and kept.is_file():
+            path = kept
+        saved = files.read(path)
+        state.apply_weights(_bare(self.net), saved if "model0" in saved else {"model0": saved})
+        self.trainer, self._own, self._goal, self.from_scratch = None, None, 0, False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy begins a run of its own."""
+        return self.__dict__ | {"trainer": None, "_own": None, "_goal": 0}
+
+
+# --- what one call of fit is made of ----------------------------------------------------------------------------------
+
+
+class _OfFit:
+    """What one call of ``fit`` asks for, checked, and the parts that it makes of it."""
+
+    def __init__(self, model, train_data, val_data=None, ckpt_path="checkpoint", patience: Any = 5, monitor="val_loss",
+                 mode="min", callbacks=None, plot=False, mixed_precision="no", gradient_accumulation_steps=1, cpu=False,
+                 quiet=False, lr_scheduler_interval="update", settings=None):
+        if mixed_precision not in _PRECISIONS:
+            raise ValueError(f"mixed_precision must be one of {list(_PRECISIONS)}, got {mixed_precision!r}.")
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode must be 'min' or 'max', got {mode!r}.")
+        self.model, self.train_data, self.val_data = model, train_data, val_data
+        self.ckpt_path = Path(ckpt_path).expanduser()
+        if self.ckpt_path.is_dir():
+            raise ValueError(f"ckpt_path is the file of the best weights, and {ckpt_path} is a folder. Give the name of a "
+                             "file, for instance 'checkpoint.pt'.")
+        self.parts = {"network": model.net, "optimizer": model.optimizer, "lr_scheduler": model.lr_scheduler}
+        self.what_is_new = ""
+        self.use_tb = True
+        self.key = self._key(monitor)
+        self.mode = mode
+        if direction_of(monitor) not in (None, mode):
+            better, kept = ("lower", "highest") if mode == "max" else ("higher", "lowest")
+            warn(f"monitor={monitor!r} is better when it is {better}, and mode={mode!r} keeps the weights where it is "
+                 f"{kept}. Say mode={direction_of(monitor)!r}, if that is not what you want.")
+        self.keeper = _Keeper(model)
+        self.stopping = _callback("early_stopping", "EarlyStopping")(
+            self.key, mode, _FOREVER if patience is None else patience, restore_best=True)
+        given = list(callbacks or ())
+        self.keras_callbacks = [_KerasCallback(one, model) for one in given if not _is_ours(one)]
+        self.callbacks = [one for one in given if _is_ours(one)]
+        is_drawn = any(type(one).__name__ == "LivePlot" for one in given)
+        self.plot = _callback("live_plot", "LivePlot")() if plot and not is_drawn else None
+        self.bar = _callback("progress_bar", "ProgressBar")(show=False) if quiet else None
+        self.settings = {"amp": _PRECISIONS[mixed_precision], "accumulate_steps": gradient_accumulation_steps,
+                         "key_metric": self.key, "key_metric_mode": {self.key: mode}} | dict(settings or {})
+        self.device = "cpu" if cpu else None
+        self.interval = lr_scheduler_interval
+        self._versions: Any = None
+        model.ckpt_path, model.monitor, model.mode = str(ckpt_path), monitor, mode
+
+    def _key(self, monitor):
+        """The name of ``monitor`` in a ``TemplateModel``."""
+        part, _, name = monitor.partition("_")
+        if part not in ("train", "val") or not name:
+            raise ValueError("monitor must be 'val_loss', 'val_<metric>', 'train_loss' or 'train_<metric>', got "
+                             f"{monitor!r}.")
+        name = "tol_loss" if name == "loss" else name
+        return name if part == "val" and self.val_data is not None else f"train/{name}"
+
+    def _list(self):
+        return [*([self.bar] if self.bar else []), self.keeper, self.stopping, *([self.plot] if self.plot else []),
+                *self.keras_callbacks, *self.callbacks]
+
+    def make_trainer(self):
+        """A ``TemplateModel`` before ``check_init``."""
+        model = self.model
+        trainer = _Trainer()
+        trainer.model_list, trainer.optimizer_list, trainer.criterion = [model.net], [model.optimizer], model.loss_fn
+        trainer.train_loader, trainer.eval_loader = self.train_data, self.val_data
+        trainer.eval_metrics = as_accumulators(model.metrics_dict)
+        trainer.train_metrics = as_accumulators(model.metrics_dict) or False
+        trainer.ckpt_dir = str(_run_folder(self.ckpt_path))
+        trainer.callbacks = self._list()
+        if self.device is not None:
+            trainer.device = self.device
+        if model.lr_scheduler is not None:
+            self._take_scheduler(trainer, model.lr_scheduler)
+        self._set(trainer)
+        return trainer
+
+    def _take_scheduler(self, trainer, scheduler):
+        trainer.lr_scheduler_list = [scheduler]
+        looks = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        trainer.lr_scheduler_interval = None if looks else self.interval
+        if getattr(scheduler, "optimizer", self.model.optimizer) is not self.model.optimizer:
+            warn("lr_scheduler was made with another optimizer than the one that trains, whose learning rate it never "
+                 "changes. Make one optimizer, and give it to both.")
+
+    def _set(self, trainer):
+        for name, value in self.settings.items():
+            if name not in trainer.attribute_names:
+                close = difflib.get_close_matches(name, trainer.attribute_names, n=3)
+                raise TypeError(f"fit() takes the settings of TemplateModel beside its own arguments, and {name!r} is none."
+                                f"{f' Did you mean {close}?' if close else ''} docs/attributes.md lists them.")
+            setattr(trainer, name, value)
+
+    def can_go_on_as(self, other):
+        """Whether the next call trains the same parts on."""
+        other.what_is_new = next((name for name, part in self.parts.items() if part is not other.parts[name]), "")
+        return not other.what_is_new
+
+    def take_over(self, before):
+        """Set in the trainer what this call asks for; what cannot change any more is refused there."""
+        trainer, key = self.model.trainer, self.key
+        self.keeper.baseline = before.keeper.baseline
+        if before.plot is not None and self.plot is not None:
+            self.plot = before.plot
+        if (before.key, before.mode) == (key, self.mode):
+            self.stopping.load_state_dict(before.stopping.state_dict() | {"waited": 0})
+        else:
+            trainer.best_metric.pop(key, None)  # the best weights are kept from here on
+        if trainer.train_loader is not self.train_data:
+            trainer.train_loader = self.train_data
+        if trainer.eval_loader is not self.val_data:
+            trainer.eval_loader = self.val_data
+        if self.device is not None:
+            trainer.device = self.device
+        if trainer.criterion is not self.model.loss_fn:
+            trainer.criterion = self.model.loss_fn
+        trainer.callbacks = self._list()
+        self._set(trainer)
+        trainer.should_stop = False
+
+    # --- whether somebody changed the weights -----------------------------------------------------------------------
+
+    def note_weights(self):
+        self._versions = _versions(self.model.net)
+
+    def weights_are_untouched(self):
+        return self._versions == _versions(self.model.net)
+
+
+def _versions(net):
+    """A number for each tensor, which every write to it changes."""
+    return [(id(value), value._version) for value in (*net.parameters(), *net.buffers())]
+
+
+class _Trainer(TemplateModel):
+    """What ``KerasModel`` trains with."""
+
+    def inference(self, x: Any) -> Any:
+        """``net(x)``: of a dict the entries by name where ``forward`` has these names, else the dict itself."""
+        return call_model(self.model_list[0], x)
+
+    def metric(self, pred: Any, y: Any) -> Mapping[str, Any]:
+        return super().metric(pred, y) if self.eval_metrics else {}
+
+
+class _Keeper(Callback):
+    """Keeps the best weights at ``ckpt_path``, and what the history has before the first epoch."""
+
+    def __init__(self, model):
+        self.model = model
+        self.baseline: dict[str, Any] = {}
+
+    def on_epoch_end(self, model: TemplateModel, results: dict[str, Any]) -> None:
+        self.write_if_best(model)
+
+    def write_if_best(self, trainer):
+        """The weights for use, where they are the best ones until now."""
+        if trainer.best_epoch.get(trainer.key_metric) != trainer.epoch:
+            return
+        path = Path(self.model.ckpt_path).expanduser()
+        with trainer.lifetime.weights.for_use():
+            weights = state.collect(trainer, optim=False)["model0"]  # on every rank, which may each have a part
+            if trainer.is_main:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                trainer.checkpoints.saver.save(path, weights, lambda saved: files.write(saved, path),
+                                               trainer.lifetime.where())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"baseline": dict(self.baseline)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.baseline = dict(state["baseline"])
+
+
+class _KerasCallback(Callback):
+    """An object with the events of torchkeras' callbacks, which get the ``KerasModel``."""
+
+    def __init__(self, callback, model):
+        self.callback = callback
+        self.model = model
+        if not any(hasattr(callback, name) for name in _KERAS_EVENTS):
+            raise TypeError("callbacks must hold callbacks of this folder, or objects with one of "
+                            f"{list(_KERAS_EVENTS)}; got {callback!r}. Derive it from Callback, whose events are in "
+                            "docs/callbacks.md.")
+
+    def tell(self, name: str) -> None:
+        if hasattr(self.callback, name):
+            getattr(self.callback, name)(self.model)
+
+    def on_train_end(self, model: TemplateModel, result: dict[str, float]) -> None:
+        self.tell("on_train_epoch_end")
+
+    def on_epoch_end(self, model: TemplateModel, results: dict[str, Any]) -> None:
+        self.tell("on_validation_epoch_end")
+
+
+_KERAS_EVENTS = ("on_fit_start", "on_train_epoch_end", "on_validation_epoch_end", "on_fit_end")
+
+
+def _callback(file, name):
+    """A class of ``callbacks/``, where each file may be left out."""
+    try:
+        return getattr(import_module(f".callbacks.{file}", __package__), name)
+    except ModuleNotFoundError as error:
+        if error.name != f"{__package__}.callbacks.{file}":
+            raise
+        raise ModuleNotFoundError(f"fit() needs {name}, and callbacks/{file}.py is not there: it was left out of this copy, "
+                                  f"or deleted. To get it: python upgrade.py upgrade --with callbacks/{file}",
+                                  name=error.name) from None
+
+
+def _is_ours(callback):
+    return isinstance(callback, Callback) or any(hasattr(callback, event) for event in EVENTS)
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def _known_names(row):
+    """A row of ``history.csv`` with the names that people know."""
+    named = {"epoch": row["epoch"]} if "epoch" in row else {}
+    for name, value in row.items():
+        part, _, rest = name.partition("/")
+        if part in ("train", "eval"):
+            named[f"{'val' if part == 'eval' else part}_{'loss' if rest == 'tol_loss' else rest}"] = value
+    rates = [value for name, value in row.items() if name == "lr" or name.startswith("lr/")]
+    if rates:
+        named["lr"] = rates[0]
+    return named | {name.replace("/", "_"): value for name, value in row.items() if name.startswith("lr/")}
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The columns of training and validation of each quantity beside each other, the loss first."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    quantities = dict.fromkeys(name.partition("_")[2] for name in names if name.startswith(("train_", "val_")))
+    pairs = [f"{part}_{quantity}" for quantity in sorted(quantities, key=lambda name: name != "loss")
+             for part in ("train", "val")]
+    order = dict.fromkeys(name for name in ["epoch", *pairs, "lr", *names] if name in names)
+    return [{name: row[name] for name in order if name in row} for row in rows]
+
+
+def _run_folder(path):
+    """Where the run of ``ckpt_path`` keeps its log, its history and what resuming needs."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}_run")
+
+
+def _weights(net):
+    """On the CPU, without the prefixes of wrappers."""
+    return {name: value.detach().cpu() for name, value in state.unwrap(net).state_dict().items()}
+
+
+def _bare(net):
+    """As much of a trainer as holds weights."""
+    trainer = _Trainer()
+    trainer.model_list = [net]
+    return trainer
