@@ -27,6 +27,7 @@
 - ``old_names.py``: what did templates before this one call differently?
 - ``reports.py``: what does a trainer say, at log points, behind an epoch and at the end?
 - ``as_found.py``: how is a trainer looked at by training it, and left as it was?
+- ``step_runner.py``: what does a step that was written for torchkeras call?
 - ``copies.py``: what does a copy of a trainer hold?
 - ``options.py``: how does a dataclass become command-line options?
 """

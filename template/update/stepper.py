@@ -260,6 +260,15 @@ class Stepper:
             self.scaler.update()
             self._scaler_stepped.clear()
 
+    @property
+    def is_group_complete(self):
+        """Whether the present micro-batch is the last of its group."""
+        return self._group_complete
+
+    def leave_update(self):
+        """The present ``train_step`` updates where it likes, or nowhere: ``finish_group`` does not do it."""
+        self._updated = True
+
     def finish_group(self):
         """End of a group: update all optimizers unless ``train_step`` did."""
         if not self._updated:
