@@ -2,6 +2,7 @@
 
 - ``files.py``: how is a checkpoint written, verified, read and found?
 - ``state.py``: what does a checkpoint hold, and how is it put back?
+- ``digests.py``: are two sets of weights the same to the last bit?
 - ``added_groups.py``: which parameter groups joined an optimizer during the run?
 - ``saver.py``: how is it written beside the training, and what happens when that fails?
 - ``plain_data.py``: what may stand in a checkpoint, and how is it copied in memory?

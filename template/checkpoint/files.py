@@ -22,6 +22,7 @@ import torch
 
 from ..output import run_folder
 from . import sharded
+from .digests import with_digest
 from .plain_data import refuse_objects, restored
 
 CRASHED = "crashed.pth"  # what an error left in the middle of an update, which load_state("auto") does not take
@@ -55,6 +56,7 @@ def _written(state, path):
     """
     path = Path(path)
     _refuse_unreadable(state, path.parent)
+    state = with_digest(state, path.parent)
     temporary = run_folder.temporary_name(path)
     try:
         with open(temporary, "wb") as file:

@@ -212,6 +212,23 @@ def verify(folder, shards):
     _refuse_objects(path / ".metadata")
 
 
+def weights(shards):
+    """``("model0.head.weight", tensor)`` of the parts that ``shards["in"]`` holds, sorted by name: each is read when its
+    turn comes, by this process alone.
+    """
+    import torch.distributed.checkpoint as dcp
+
+    path = str(_folder(shards))
+    found = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    named = {f"model{name.removeprefix('model.')}": name for name in found if name.startswith("model.")}
+    for name in sorted(named):
+        about = found[named[name]]
+        has_size = hasattr(about, "size")  # else it is no tensor
+        one = {named[name]: torch.empty(about.size, dtype=about.properties.dtype) if has_size else None}
+        dcp.load(one, checkpoint_id=path, no_dist=True)
+        yield name, one[named[name]]
+
+
 def _folder(shards):
     return Path(shards["in"]) / shards["folder"]
 

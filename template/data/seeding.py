@@ -41,7 +41,10 @@ def derive(seed: int, *key: int) -> int:
 
 
 def draw_seed() -> int:
-    """A fresh seed from the operating system, in ``[0, 2**31)``: short enough to be typed again."""
+    """A fresh seed from the operating system, in ``[0, 2**31)``: short enough to be typed again. A run that reproduces
+    another one (``tools/reproduce.py``) finds the seed that was drawn there in its environment."""
+    if reproduced := os.environ.get("REPRODUCE_SEED"):
+        return int(reproduced)
     return int.from_bytes(os.urandom(4), "little") >> 1
 
 

@@ -19,13 +19,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from .run_lock import RunInUse
 
 ROOT = "./check_point"
 TENSORBOARD_ROOT = "./runs"
+DIGESTS = "digests.csv"  # of the weights in each save, see checkpoint/digests.py
+REPRODUCE_IN = "REPRODUCE_IN"  # in the environment of a run that tools/reproduce.py started: its scratch folder
 _PLAIN = (int, float, str, bool, dict, type(None))
 _NOT_SETTINGS = {"train_loader", "eval_loader", "test_loader", "eval_metrics", "train_metrics", "run_options", "best_metric",
                  "best_epoch", "eval_result", "started_in", "asked_dir"}
@@ -40,6 +39,16 @@ def time_stamp():
 def legal(name):
     """A part of a file's name, as all systems take it: "val/acc@1" becomes "val_acc_1"."""
     return re.sub(r"[^\w.=+-]", "_", str(name)).strip(".") or "_"
+
+
+def place(path):
+    """``path``; in a run that reproduces another one, a place in its scratch folder, whatever ``path`` is: what the other
+    run left is never written to."""
+    scratch = os.environ.get(REPRODUCE_IN)
+    real = Path(path).resolve()
+    if not scratch or real.is_relative_to(Path(scratch).resolve()):
+        return path
+    return Path(scratch, "elsewhere", *real.parts[1:])
 
 
 def prepare(path, run_name, overwrite=False, lock=None):
@@ -106,7 +115,7 @@ def holds_run(folder):
 
 def remove_run(folder):
     """Delete what a run left in ``folder`` and a new one there would write again; its log and config are continued."""
-    for pattern in ("*.pth", "history.csv", "history_kept*.csv", "history.png"):
+    for pattern in ("*.pth", "history.csv", "history_kept*.csv", "history.png", DIGESTS):
         for path in Path(folder).glob(pattern):
             path.unlink()
     for path in Path(folder).glob("shards-*"):
@@ -199,6 +208,8 @@ def as_dict(arg):
 
 def announce(model):
     """Print what this run is, and write it to ``config.json``."""
+    import torch
+
     where = torch.cuda.get_device_name() if torch.device(model.device).type == "cuda" else model.device
     print(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} | {model.ckpt_dir} | {where} | seed {model.seed} ===")
     for name, value in model.run_options.items():
@@ -213,7 +224,8 @@ def announce(model):
     settings = {name: value for name in sorted(model.attribute_names - _NOT_SETTINGS)
                 if not name.startswith("_") and isinstance(value := getattr(model, name), _PLAIN)}
     with told_when_it_fails(Path(model.ckpt_dir) / "config.json"):
-        write_config(model.ckpt_dir, model.run_options, settings, Path(model.asked_dir).name, _next_number(model))
+        write_config(model.ckpt_dir, model.run_options, settings, Path(model.asked_dir).name, _next_number(model),
+                     str(model.device))
 
 
 def _next_number(model):
@@ -231,13 +243,18 @@ def _several(model):
     return f"{size} processes ({'fsdp' if model.is_sharded else 'ddp'}): {batches} per update; learning rates stay as set"
 
 
-def write_config(folder, options, settings, asked_for=None, number=1):
+def write_config(folder, options, settings, asked_for=None, number=1, device=None):
     """``config.json``: what reproduces the run. One more entry is added at each start of the same run."""
+    import numpy as np
+    import torch
+
     start = {
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         "asked_for": asked_for,
         "number": number,
+        "ended": None,  # see note_end
         "command": sys.argv,
+        "process": _process(),
         "options": options,
         "settings": settings,
         "environment": {
@@ -245,11 +262,38 @@ def write_config(folder, options, settings, asked_for=None, number=1):
             "torch": torch.__version__,
             "numpy": np.__version__,
             "platform": platform.platform(),
+            "device": device,
+            "threads": torch.get_num_threads(),  # their number decides in which order floats are added
+            "cpu": torch.backends.cpu.get_cpu_capability(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
             "commit": _git_commit(),
         },
     }
     _add_to_config(Path(folder) / "config.json", [start])
+
+
+def _process():
+    """What would start this process again: the arguments of Python, the folder, and how many processes train together.
+    torchrun and ``launch`` give theirs other arguments than those that a person typed."""
+    arguments, main = sys.orig_argv[1:], getattr(sys.modules["__main__"], "__spec__", None)
+    is_spawned = "--multiprocessing-fork" in arguments
+    if is_spawned:  # by a process that was started so
+        arguments = ["-m", main.name, *sys.argv[1:]] if main is not None else sys.argv
+    ranks, of_node = (1 if is_spawned else int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    return {"id": os.getpid(), "arguments": list(arguments), "folder": os.getcwd(), "ranks": ranks,
+            "nodes": max(ranks // of_node, 1)}
+
+
+def note_end(folder, end):
+    """Say in ``config.json`` how the start of this process ended: plain data, with ``{"how": "finished", …}``. A start
+    without it goes on, was killed, or did not train."""
+    path = Path(folder) / "config.json"
+    with told_when_it_fails(path):
+        starts = json.loads(path.read_text(encoding="utf-8"))
+        own = [start for start in starts if start.get("process", {}).get("id") == os.getpid()]
+        if own:
+            own[-1]["ended"] = end
+            replace_file(path, json.dumps(starts, indent=2, default=str) + "\n")
 
 
 def _add_to_config(path, starts):

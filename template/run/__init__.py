@@ -15,6 +15,7 @@
 - ``checkpoints.py``: when is a run saved?
 - ``pace.py``: how long is a run, and when is it evaluated within an epoch?
 - ``lifetime.py``: how does a run go on, how is it left and closed?
+- ``ending.py``: did it finish, was it stopped, or did it crash?
 - ``after_error.py``: what is kept and said after an error?
 - ``untrained_folder.py``: what becomes of the folder of a run in which nothing was trained?
 - ``signals.py``: what happens at Ctrl-C and SIGTERM?

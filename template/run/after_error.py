@@ -28,6 +28,7 @@ def end_after(lifetime: Lifetime, error: BaseException) -> None:
     if lifetime.explain is not None:
         lifetime.explain(error)
     trainer.stdout_logger.write_traceback(error)
+    lifetime.end.know_error(error)
     trainer.world.fail(error)
     _save_after(lifetime, error)
     lifetime.set_epoch_aside()  # it was saved, or is no state to save

@@ -15,6 +15,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from ..checkpoint import files, sharded, state
+from ..checkpoint.digests import Digests, with_digest
 from ..checkpoint.plain_data import bytes_of
 from ..checkpoint.saver import Saver
 from ..output import run_folder
@@ -47,6 +48,7 @@ class Checkpoints:
         self._told_size = False  # what the files of all epochs will come to
         self._is_tidy = False  # what earlier processes left in the folder and nothing names is deleted
         self._is_wanted = False  # an evaluation in the middle of an epoch is to be kept
+        self._digests = Digests()
         for release in (self.saver.release, self.lock.release):
             weakref.finalize(trainer, release).atexit = False
 
@@ -80,6 +82,8 @@ class Checkpoints:
         self._is_tidy = True
 
         def write(saved):
+            saved = with_digest(saved, folder)
+            self._digests.note(folder, saved)
             files.write_last(saved, folder, epoch_file)
             if tidies:
                 files.keep_newest(folder, count)

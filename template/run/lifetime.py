@@ -21,6 +21,7 @@ from ..output.warn import warnings_noted
 from ..parallel.gradients import explained
 from ..update.lr_scheduler import rates_line
 from .after_error import end_after
+from .ending import End
 from .pace import Pace
 from .reports import log_window, tell_end, tell_evaluation, tell_training
 from .signals import STOP_NOW, Interrupted, Left, StopRequest, ending, is_interactive
@@ -47,6 +48,7 @@ class Lifetime:
         self.stop_request = StopRequest()
         self.pace = Pace(trainer, self)
         self.folder = UntrainedFolder(trainer)
+        self.end = End(trainer)
         self.open_epoch: Any = None  # number of the epoch that was trained but is not over
         self.trained: dict[str, Any] = {}  # means over the samples of the epoch that was trained last
         self.evaluated_epoch = None  # number of the epoch that was evaluated last
@@ -78,6 +80,7 @@ class Lifetime:
         self._agree("train_loop()")
         self._require_place()
         self._began = self._began or time.perf_counter()
+        self.end.forget()
         self._take_up()
         self.pace.pay()
         self.finish_epoch()
@@ -298,6 +301,7 @@ class Lifetime:
             self.checkpoints.save_last(beside=False)
         self.set_epoch_aside()
         self._note_place()
+        self.end.know("stopped", signal.Signals(self.stop_request.signal).name)
         self.close()
         number = self.stop_request.take()
         saved = "not saved" if self.checkpoints.has_failures() else "saved"
@@ -395,13 +399,14 @@ class Lifetime:
     def close(self):
         """Save an epoch that was not evaluated, try once more what could not be saved, run the callbacks' clean-up, give
         stdout back. Safe to call twice; a later session opens everything again."""
-        trainer, self.will_be_closed = self.trainer, False
+        trainer, in_loop, self.will_be_closed = self.trainer, self.will_be_closed, False
         if self._is_closed or self._is_in_child:
             if trainer.stdout_logger is not None:
                 trainer.stdout_logger.restore()
             self.checkpoints.lock.release()
             return
         self._is_closed = True
+        self.end.conclude(self._is_done or not in_loop)
         if trainer.world.is_broken:
             self.open_epoch = None  # to count and save it would take all ranks
         try:
@@ -409,11 +414,13 @@ class Lifetime:
             trainer.world.end_of_training()
         except Exception as error:  # Python drops what is raised at its exit, and in a generator nobody goes on with
             self.checkpoints.note_failure(error)
+            self.end.know_error(error)
             raise
         finally:
             try:
                 run_all(trainer.hooks.on_exit, trainer)
             finally:
+                self.end.note()
                 self.stop_request.restore()
                 trainer.stdout_logger.restore()
                 self.checkpoints.lock.release()
@@ -444,6 +451,8 @@ class Lifetime:
         if self.trainer.world.size > 1 and error is not None:
             self.open_epoch = None  # an error ends this rank, and the others wait elsewhere
         self._is_done = error is None
+        if error is not None:
+            self.end.know_error(error)
         self.close()
         self.folder.take_away(error)  # load_state found no file, for instance
 

@@ -373,7 +373,7 @@ class AroundTheLoop:
     def writer(self) -> Any:
         """The run's TensorBoard ``SummaryWriter``, made when first asked for; None when TensorBoard is off or absent."""
         is_open = self.hooks is not None
-        return self._writer.get(Path(run_folder.TENSORBOARD_ROOT) / str(self.run_name) if is_open else None)
+        return self._writer.get(run_folder.place(Path(run_folder.TENSORBOARD_ROOT, str(self.run_name))) if is_open else None)
 
     @writer.setter
     def writer(self, writer: Any) -> None:

@@ -168,11 +168,11 @@ def _open_run(trainer, log_name, clean_log, arg, use_tb):
     """Folder, log and options of the run; nothing is written before all that can be refused was looked at."""
     world = trainer.world
     trainer.started_in = os.getcwd()
-    trainer.asked_dir = str(trainer.ckpt_dir)
+    trainer.asked_dir = str(run_folder.place(trainer.ckpt_dir))
     trainer.ckpt_dir, trainer.run_name = world.from_main(
         lambda: run_folder.prepare(trainer.asked_dir, trainer.run_name, trainer.overwrite, trainer.checkpoints.lock))
     trainer.lifetime.folder.is_new = world.size == 1 and set(os.listdir(trainer.ckpt_dir)) <= {run_lock.NAME}
-    trainer.stdout_logger = Logger(trainer.path_of(log_name) if world.is_main else os.devnull)
+    trainer.stdout_logger = Logger(run_folder.place(trainer.path_of(log_name)) if world.is_main else os.devnull)
     if clean_log and world.is_main:
         trainer.stdout_logger.clean()
     trainer.stdout_logger.install_for_cell()

@@ -52,7 +52,7 @@ class Trials:
     """
 
     def __init__(self, tool: str, ckpt_dir: str | Path | None, settings: Mapping[str, Any]) -> None:
-        self.folder = Path(ckpt_dir or Path(run_folder.ROOT, run_folder.time_stamp()))
+        self.folder = Path(run_folder.place(ckpt_dir or Path(run_folder.ROOT, run_folder.time_stamp())))
         self.tool = tool
         self.is_main = int(os.environ.get("RANK", "0")) == 0
         self._settings = json.loads(json.dumps(dict(settings)))

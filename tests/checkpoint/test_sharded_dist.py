@@ -20,7 +20,9 @@ from sharded_job import AVERAGES, BATCH, EPOCHS, WAYS, deep, leg, train, whole_a
 from tiny import run_python, tiny_data, weights
 
 from template import EMA
+from template.checkpoint.digests import digest
 from template.checkpoint.files import CheckpointError, read
+from template.checkpoint.sharded import plain_state
 from template.tools.consolidate import consolidate
 
 pytestmark = pytest.mark.slow
@@ -108,6 +110,14 @@ def test_ddp_and_fsdp_take_over_from_each_other(chain, whole):
         close(rank["kinds"][-1]["weights"], whole["weights"])
         close(rank["kinds"][-1]["average"], whole["average"])
     assert "shards" not in read(chain[0] / "kinds/last.pth")
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_weights_in_parts_have_the_digest_of_whole_ones(name, chain):
+    state = read(chain[0] / "check_point" / name / "last.pth")
+    assert "shards" in state and state["digest"] == digest(state) == digest(plain_state(state))
+    lines = (chain[0] / "check_point" / name / "digests.csv").read_text().splitlines()
+    assert len(lines) == 1 + EPOCHS and lines[-1].endswith(state["digest"])
 
 
 # --- averages of weights -----------------------------------------------------------------------------------------------

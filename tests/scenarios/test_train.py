@@ -39,7 +39,7 @@ def test_a_run_leaves_what_the_readme_promises(finished_run):
     folder, printed = finished_run
     (run,) = (folder / "check_point").iterdir()
     assert {path.name for path in run.iterdir()} == {
-        "log.txt", "history.csv", "history.png", "best.pth", "last.pth", "previous.pth", "config.json",
+        "log.txt", "history.csv", "history.png", "best.pth", "last.pth", "previous.pth", "config.json", "digests.csv",
         "epoch2.pth", "epoch3.pth", "epoch4.pth"}
     rows = list(csv.DictReader((run / "history.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
