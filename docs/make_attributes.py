@@ -2,18 +2,18 @@
 
     python docs/make_attributes.py
 
-It reads the source and imports nothing. A comment ``# --- name ---`` begins a group, and each attribute in it is an
-annotated assignment with its docstring on the line below. A group without any docstring is not for users and is left out.
+How the source is read stands in ``template/run/attribute_docs.py``.
 """
 
-import ast
-import inspect
+import sys
 from pathlib import Path
-from typing import NamedTuple
 
 DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "template/template.py"
-GROUP = "# --- "
+sys.path.insert(0, str(DOCS.parent))
+
+from template.run.attribute_docs import COMPUTED, groups  # noqa: E402  # of this repository, installed or not
+
 HEAD = "| attribute | type | default | meaning |\n|---|---|---|---|\n"
 INTRODUCTION = """\
 # Every attribute
@@ -38,57 +38,14 @@ code does.
 """
 
 
-class Attribute(NamedTuple):
-    name: str
-    type: str
-    default: str
-    meaning: str  # "" where it has no docstring
-
-
-def groups(source):
-    """``{group: [Attribute, …]}`` of the public attributes, in the order of the source.
-
-    Raises:
-        ValueError: an attribute stands before the first group, or lacks a type or a docstring that others of its group have.
-    """
-    lines, found = source.splitlines(), {}
-    (init,) = [function for kind in ast.parse(source).body if getattr(kind, "name", None) == "TemplateModel"
-               for function in kind.body if getattr(function, "name", None) == "__init__"]
-    for statement, below in zip(init.body, [*init.body[1:], None]):
-        if isinstance(statement, (ast.Assign, ast.AnnAssign)):
-            attribute = _attribute(source, statement, below)
-            headings = [line.strip() for line in lines[init.lineno:statement.lineno] if line.strip().startswith(GROUP)]
-            if not headings:
-                raise ValueError(f"self.{attribute.name} must stand below a comment {GROUP!r} that names its group.")
-            if not attribute.name.startswith("_"):
-                found.setdefault(headings[-1].removeprefix(GROUP).rstrip("- "), []).append(attribute)
-    public = {group: members for group, members in found.items() if any(member.meaning for member in members)}
-    for member in (member for members in public.values() for member in members):
-        if not (member.meaning and member.type):
-            raise ValueError(f"self.{member.name} must have a type and, on the line below it, a docstring.")
-    return public
-
-
-def _attribute(source, statement, below):
-    is_annotated = isinstance(statement, ast.AnnAssign)
-    target = statement.target if is_annotated else statement.targets[0]
-    is_documented = isinstance(below, ast.Expr) and isinstance(getattr(below.value, "value", None), str)
-    try:
-        ast.literal_eval(statement.value)
-        default = f"`{ast.get_source_segment(source, statement.value)}`"
-    except ValueError:
-        default = "computed"
-    return Attribute(target.attr, ast.unparse(statement.annotation) if is_annotated else "", default,
-                     " ".join(inspect.cleandoc(below.value.value).split()) if is_documented else "")
-
-
 def page(source):
     """The whole page as text."""
     parts = [INTRODUCTION]
     for group, members in groups(source).items():
         parts.append(f"\n## {group[0].upper()}{group[1:]}\n\n{HEAD}")
         for member in members:
-            cells = [f"`{member.name}`", f"`{member.type}`", member.default, member.meaning.replace("``", "`")]
+            default = member.default if member.default == COMPUTED else f"`{member.default}`"
+            cells = [f"`{member.name}`", f"`{member.type}`", default, member.meaning.replace("``", "`")]
             parts.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n")
     return "".join(parts)
 

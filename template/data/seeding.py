@@ -75,6 +75,11 @@ def seed_everything(seed: int | None = None, deterministic: bool = False, rank: 
 _asked_for: list[int] = []  # the seed of the last ``seed_everything``, until a trainer took it
 
 
+def is_seed_asked_for() -> bool:
+    """Whether ``seed_everything`` was called, and no trainer has taken its seed yet."""
+    return bool(_asked_for)
+
+
 def seed_of_run(seed: int | None) -> tuple[int, bool]:
     """The seed that a trainer gets, and whether what was drawn until now came from it.
 

@@ -25,6 +25,7 @@ ROOT = "./check_point"
 TENSORBOARD_ROOT = "./runs"
 DIGESTS = "digests.csv"  # of the weights in each save, see checkpoint/digests.py
 REPRODUCE_IN = "REPRODUCE_IN"  # in the environment of a run that tools/reproduce.py started: its scratch folder
+CONFIG_FILE = "config.yaml"
 _PLAIN = (int, float, str, bool, dict, type(None))
 _NOT_SETTINGS = {"train_loader", "eval_loader", "test_loader", "eval_metrics", "train_metrics", "run_options", "best_metric",
                  "best_epoch", "eval_result", "started_in", "asked_dir"}
@@ -126,7 +127,7 @@ def take_away(ckpt_dir, run_name, log_name):
     """Remove the folders of a run in which nothing was done, where they hold nothing but its log and config, and the heads
     of event files. Returns ``{path: content}``."""
     taken = {}
-    for folder, is_empty in ((Path(ckpt_dir), lambda path: path.name in (log_name, "config.json")),
+    for folder, is_empty in ((Path(ckpt_dir), lambda path: path.name in (log_name, "config.json", CONFIG_FILE)),
                              (Path(TENSORBOARD_ROOT, run_name), _is_head)):
         with suppress(OSError):  # what cannot be removed stays
             files = list(folder.iterdir())

@@ -31,4 +31,8 @@
 - ``step_runner.py``: what does a step that was written for torchkeras call?
 - ``copies.py``: what does a copy of a trainer hold?
 - ``options.py``: how does a dataclass become command-line options?
+- ``settings.py``: which settings does a trainer's class have?
+- ``attribute_docs.py``: what does the source say of every attribute?
+- ``yaml_files.py``: what stands in a file of settings, and in which line?
+- ``typed_values.py``: what does a written value mean where a type is wanted?
 """

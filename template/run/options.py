@@ -9,7 +9,7 @@
     options = parse_options(Options)        # python train.py --epochs 5 --lr 3e-4
 
 ``--batch-size`` and ``--batch_size`` are one option; an unknown or abbreviated one is an error. For a YAML file beside
-the command line, hand the same dataclass to ``jsonargparse.CLI``.
+the command line there is ``tools/configure.py``, which takes the same dataclass.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ def parse_options(options_class: type[OptionsT], argv: Sequence[str] | None = No
             parser.add_argument(*names, action=argparse.BooleanOptionalAction, **described)
         else:
             parser.add_argument(*names, type=kind, metavar=kind.__name__.upper(), **described)
-    return options_class(**vars(parser.parse_args([] if argv is None and _in_notebook() else argv)))
+    return options_class(**vars(parser.parse_args([] if argv is None and in_notebook() else argv)))
 
 
-def _in_notebook():
+def in_notebook() -> bool:
     """In a cell, not in a script that ``%run script.py --epochs 3`` started in the same kernel."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return hasattr(shell, "kernel") and not hasattr(sys.modules["__main__"], "__file__")

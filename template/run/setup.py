@@ -180,7 +180,7 @@ def _open_run(trainer, log_name, clean_log, arg, use_tb):
     atexit.register(_close_if_alive, weakref.ref(trainer))
     if not (use_tb and world.is_main):
         trainer.writer = None
-    trainer.run_options = run_folder.as_dict(arg)
+    trainer.run_options = {**trainer.run_options, **run_folder.as_dict(arg)}
 
 
 def _close_if_alive(reference):
