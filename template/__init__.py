@@ -38,6 +38,7 @@ _HOMES = {
     "Checkpoints": ".callbacks.checkpoints",
     "EarlyStopping": ".callbacks.early_stopping",
     "EMA": ".callbacks.ema",
+    "EmptyCache": ".callbacks.empty_cache",
     "History": ".callbacks.history",
     "Interpret": ".callbacks.interpret",
     "LayerStatistics": ".callbacks.layer_statistics",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which take a module with __g
     from .callbacks.checkpoints import Checkpoints as Checkpoints  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.early_stopping import EarlyStopping as EarlyStopping  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.ema import EMA as EMA  # type: ignore[import-not-found,unused-ignore]
+    from .callbacks.empty_cache import EmptyCache as EmptyCache  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.history import History as History  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.interpret import Interpret as Interpret  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.layer_statistics import LayerStatistics as LayerStatistics  # type: ignore[import-not-found,unused-ignore]

@@ -23,6 +23,8 @@
 - ``weights_for_use.py``: which weights are evaluated, kept as the best and handed out?
 - ``predictions.py``: what do the models say of other data?
 - ``trials.py``: how are several runs kept below one folder, and gone on with?
+- ``devices.py``: what may a device be called?
+- ``half_precision.py``: does half precision work on this GPU, and with these numbers?
 - ``defaults.py``: what do the default methods make of a batch?
 - ``counting.py``: how much does a batch weigh?
 - ``old_names.py``: what did templates before this one call differently?

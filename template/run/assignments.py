@@ -20,6 +20,8 @@ from ..update.stepper import check_amp, make_clip
 from . import checks
 from .class_attributes import assign_to_property
 from .defaults import follow_reduction
+from .devices import named_device
+from .half_precision import warn_of_gpu
 from .setup import batches_to_train
 from .train_metrics import check_train_metrics, set_train_metrics
 from .weights_for_use import attach_sources
@@ -30,8 +32,11 @@ if TYPE_CHECKING:
 
 def set_attribute(trainer: TemplateModel, name: str, value: Any) -> None:
     """``TemplateModel.__setattr__``: after ``check_init`` a setting takes effect or is refused, nothing is ignored."""
-    if name in WATCHED and trainer.__dict__.get("hooks") is not None:
-        take(trainer, name, value)
+    if name in WATCHED:
+        if trainer.__dict__.get("hooks") is not None:
+            take(trainer, name, value)
+        elif name == "device":
+            value = named_device(value)
     try:
         object.__setattr__(trainer, name, value)
     except AttributeError:
@@ -96,6 +101,7 @@ def _accumulate_steps(trainer, steps):
 
 def _amp(trainer, amp):
     check_amp(amp)
+    warn_of_gpu(amp, trainer.stepper.device)
     trainer.lifetime.at_next_epoch("amp", lambda: trainer.stepper.set_amp(amp))
 
 

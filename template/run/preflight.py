@@ -19,6 +19,7 @@ from ..update.guard import fetch_losses
 from .checks import parameter_names, some, what_is_missing
 from .criterion_inputs import check_criterion_inputs
 from .explain import explain, in_words
+from .half_precision import refuse_overflow
 from .layers_and_schedulers import watch_norms
 
 _OF_CHECK = "The first eval batch, in eval mode"
@@ -37,6 +38,7 @@ class Preflight(Callback):
         self.undo = []
         self.has_gradient = set()
         self.is_to_score = False
+        self.batches = []      # of the first update
         self.looked_at = None  # "The first training batch: …" of which an error is explained
 
     def on_train_start(self, model):
@@ -52,6 +54,7 @@ class Preflight(Callback):
         when the workers of the training are started."""
         self._score_one_batch(model)
         self.looked_at = "The first training batch", batch
+        self.batches.append(batch)
 
     def _lines(self, model, error):
         """What is said of an error: the batch, what may be missing, and how to go on without the check."""
@@ -122,6 +125,9 @@ class Preflight(Callback):
                 callback.look_for_monitor(list(result), of_training=False)
 
     def on_before_step(self, model):
+        if model.amp and not model.skip_non_finite and self.batches:
+            refuse_overflow(model, self.batches)
+        self.batches = []
         self.has_gradient.update(p for p in model.stepper.parameters() if p.grad is not None)
 
     def on_after_step(self, model):
@@ -161,7 +167,7 @@ class Preflight(Callback):
         self._remove(model)
 
     def _remove(self, model):
-        self.looked_at = model.lifetime.explain = None
+        self.looked_at, self.batches, model.lifetime.explain = None, [], None
         while self.undo:
             self.undo.pop()()
         model.hooks.remove(self)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..hooks import Callback
+from .devices import num_local_processes, numbers_of
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
 MATMUL_PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision
@@ -24,9 +25,13 @@ def check_device(device):
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
-        several = "," in str(device) and " One process trains on one GPU: torchrun starts one for each, see docs/cluster.md."
-        raise ValueError(f"device must be the name of one device: 'cuda', 'cuda:1', 'mps' or 'cpu'; got {device!r}."
-                         f"{several or ' ' + _OR_UNSET}") from None
+        gpus, processes = len(numbers_of(device)), num_local_processes()
+        why = _OR_UNSET if not gpus else (
+            f"One process trains on one GPU, and on this machine there {'is' if processes == 1 else 'are'} {processes} for "
+            f"{gpus}. torchrun --nproc-per-node {gpus} starts one for each, see docs/cluster.md; with device unset each "
+            "takes its own.")
+        raise ValueError(f"device must be the name of one device: 'cuda', 'cuda:1' or '1', 'mps', 'cpu', or '' for the "
+                         f"default; got {device!r}. {why}") from None
     if found.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (found.index or 0) >= count:

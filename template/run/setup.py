@@ -41,7 +41,9 @@ from ..update.stepper import Stepper
 from .checks import check_attributes, note_on_evaluations, require_no_init
 from .copies import require_original
 from .defaults import parameter_dtype
+from .devices import named_device
 from .evaluation import Evaluator
+from .half_precision import warn_of_gpu
 from .layers_and_schedulers import check_length
 from .old_names import adopt_old_names
 from .preflight import preflight
@@ -64,6 +66,7 @@ def set_up(trainer: TemplateModel, callbacks, overrides, log_name, clean_log, ar
     require_no_init(trainer)
     require_original(trainer)
     adopt_old_names(trainer, overrides)
+    trainer.device = named_device(trainer.device)  # a class body may have set it
     log_name = log_name if log_path is None else os.path.abspath(log_path)
     earlier: list[str] = []
     with warnings_noted(earlier.append):
@@ -141,6 +144,7 @@ def _meet_others(trainer):
 
 
 def _prepare_models(trainer, device):
+    warn_of_gpu(trainer.amp, device)
     if trainer.matmul_precision is not None:
         torch.set_float32_matmul_precision(trainer.matmul_precision)
     sync_batchnorm = trainer.sync_batchnorm and trainer.world.size > 1
