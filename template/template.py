@@ -114,6 +114,8 @@ class TemplateModel(AroundTheLoop):
         """Gradient clipping: 1.0 (L2 norm), ``{"norm": 1.0, "norm_type": 1.0}`` or ``{"value": 0.5}``."""
         self.skip_non_finite: int = 0
         """How many updates in a row may be skipped because a loss or gradient is not finite."""
+        self.fused: bool = False
+        """Optimizers in torch's fused form, which goes through the weights once for a step."""
         self.compile: bool | str = False
         """True, or a mode of ``torch.compile``."""
         self.channels_last: bool = False
@@ -310,8 +312,7 @@ class TemplateModel(AroundTheLoop):
     # --- the loop -------------------------------------------------------------------------------------------------
 
     def epochs(self, total: int) -> Iterator[int]:
-        """Iterate over the epochs that are left of ``total``: starts behind a resumed one, ends early when a callback
-        set ``should_stop``, cleans up at the end.
+        """Iterate over the epochs that are left of ``total``; ends early when a callback set ``should_stop``, and cleans up.
 
             for epoch in trainer.epochs(30):
                 trainer.train_loop()
@@ -326,8 +327,7 @@ class TemplateModel(AroundTheLoop):
         return self.lifetime.pace.rounds(updates=total)
 
     def fit(self, total: int | None = None, save_per_epochs: int = 1, updates: int | None = None) -> dict[str, float]:
-        """The loop itself: ``total`` epochs, or so many ``updates``, of ``train_loop`` and, where there is an
-        ``eval_loader``, ``eval``. Returns ``best_metric``."""
+        """The loop itself: ``total`` epochs or so many ``updates`` of ``train_loop`` and ``eval``. Gives ``best_metric``."""
         checks.require_init(self)
         checks.require_one_length(total, updates)
         for _ in self.lifetime.pace.rounds(total, updates):

@@ -118,6 +118,7 @@ def _check_choices(model):
         "parallel": MODES,
         "compile": (False, True, *COMPILE_MODES),
         "channels_last": (False, True),
+        "fused": (False, True),
         "matmul_precision": (None, *MATMUL_PRECISIONS),
     }
     for name, accepted in choices.items():

@@ -33,6 +33,7 @@ from ..parallel.equality import SameWeights
 from ..parallel.gradients import make_parallel
 from ..update import schedule_free
 from ..update.closure import ClosureStepper, takes_closure
+from ..update.fused import refuse_in_parts, use_fused_form
 from ..update.guard import make_guard
 from ..update.nominal_batch import follow_nominal_batch, note_on_nominal_batch
 from ..update.optimizers import sizes
@@ -86,6 +87,7 @@ def _build(trainer, callbacks, overrides, log_name, clean_log, arg, use_tb):
     if trainer.world.size > 1:
         parallel = make_parallel(trainer, device, overrides("train_step"), overrides("count_samples"))
         trainer.is_sharded = parallel.is_sharded
+        refuse_in_parts(trainer.optimizer_list if trainer.is_sharded else ())
     attach_sources(trainer, callbacks)
 
     trainer.train_batches = batches_to_train(trainer, trainer.train_loader, trainer.limit_train_batches)
@@ -153,6 +155,8 @@ def _prepare_models(trainer, device):
         if isinstance(part, torch.nn.Module):  # torchmetrics' objects are modules too
             part.to(device)
     trainer.input_dtype = parameter_dtype(trainer.model_list)
+    for optimizer in trainer.optimizer_list if trainer.fused else ():
+        use_fused_form(optimizer)
 
 
 def _stepper(trainer, device, parallel):

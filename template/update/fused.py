@@ -1,7 +1,7 @@
 """Optimizers in torch's fused form: a step is one pass over the weights, and not one for each operation.
 
     require_fused_form(torch.optim.AdamW, model.parameters())     # a ValueError where there is none
-    use_fused_form(optimizer)                                     # one that was built without it, before its first step
+    use_fused_form(optimizer)                                     # also one that was built without it
 
 The numbers differ from those of the other forms by rounding.
 """
@@ -43,8 +43,8 @@ def require_fused_form(kind: type[torch.optim.Optimizer], parameters: Iterable[t
 
 
 def use_fused_form(optimizer: torch.optim.Optimizer) -> None:
-    """Switch an optimizer over that was built without ``fused=True``. Where a checkpoint of another form is loaded into it,
-    it stays fused.
+    """Have an optimizer step in its fused form, however it was built. It stays so where a checkpoint of another form is
+    loaded into it.
 
     Raises:
         ValueError: it has no fused form, or was built with an option that torch has no fused form of.
@@ -56,17 +56,27 @@ def use_fused_form(optimizer: torch.optim.Optimizer) -> None:
             if group.get(name):
                 raise ValueError(f"fused = True and {name}=True of {type(optimizer).__name__} exclude each other. Build it "
                                  f"without {name}.")
-    before = [group.get("fused") for group in groups]
     for group in groups:
         group["fused"] = True
-    if all(before):
-        return
-    marks: Any = optimizer
-    marks._step_supports_amp_scaling = True  # as torch's constructor sets it
+    marks: Any = optimizer  # what torch's constructors set
+    marks._step_supports_amp_scaling = marks._need_device_dtype_check_for_fused = True
     for p, state in optimizer.state.items():
         if "step" in state:  # Adagrad's is made by its constructor; the fused form wants it beside the weights
             state["step"] = state["step"].to(device=p.device, dtype=torch.float32)
     optimizer.register_load_state_dict_pre_hook(_stays_fused)
+
+
+def refuse_in_parts(optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Where ``fsdp`` has divided the weights, torch steps Adam and AdamW in their fused form, and no other (seen with 2.13).
+
+    Raises:
+        ValueError: another one is fused.
+    """
+    for optimizer in optimizers:
+        kinds = (torch.optim.Adam, torch.optim.AdamW)
+        if any(group.get("fused") for group in optimizer.param_groups) and not isinstance(optimizer, kinds):
+            raise ValueError("parallel = 'fsdp' divides the weights, and torch has a fused form for divided ones of Adam "
+                             f"and AdamW, not for {type(optimizer).__name__}. Leave fused out.")
 
 
 def _stays_fused(optimizer, state):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .fused import require_fused_form
+from .fused import require_fused_form, use_fused_form
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.CrossMapLRN2d,
           *([nn.RMSNorm] if hasattr(nn, "RMSNorm") else []))
@@ -294,7 +294,7 @@ def build_optimizer(name: str | type[torch.optim.Optimizer], models: nn.Module |
         raise ValueError("rates and layer_decay go by the parts of one model. Call build_optimizer for each model, and join "
                          "the lists.")
     takes = inspect.signature(kind.__init__).parameters
-    arguments = _arguments(kind, takes, options, momentum, fused)
+    arguments = _arguments(kind, takes, options, momentum)
     decay = _own_decay(kind, takes, weight_decay)
     lr = _default(kind, takes, "lr") if lr is None and rates is None else lr
     _require_roles(decay_factors or {}, "decay_factors")
@@ -320,7 +320,10 @@ def build_optimizer(name: str | type[torch.optim.Optimizer], models: nn.Module |
     if "weight_decay" not in takes:
         for group in groups:
             del group["weight_decay"]
-    return [kind(groups, **arguments)]
+    optimizer = kind(groups, **arguments)
+    if fused:
+        use_fused_form(optimizer)
+    return [optimizer]
 
 
 def sizes(optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
@@ -351,7 +354,7 @@ def _class_of(name):
     raise ValueError(f"The optimizer must be one of {names}, or a class of optimizers; got {name!r}.{meant}")
 
 
-def _arguments(kind, known, options, momentum, fused):
+def _arguments(kind, known, options, momentum):
     """What the class is given beside its parameters, with ``momentum`` by the name that it has there."""
     own = [key for key in known if key not in ("self", "params", "lr", "weight_decay")]
     for key in options:
@@ -359,17 +362,16 @@ def _arguments(kind, known, options, momentum, fused):
             close = difflib.get_close_matches(key, own, n=1)
             meant = f" Did you mean {close[0]!r}?" if close else ""
             raise TypeError(f"{kind.__name__} takes {own}, and got {key}={options[key]!r}.{meant}")
-    arguments = {**options, **({"fused": True} if fused else {})}
     if momentum is None:
-        return arguments
+        return dict(options)
     if "momentum" in own:
-        return {**arguments, "momentum": momentum}
+        return {**options, "momentum": momentum}
     if "betas" not in own:
         raise TypeError(f"{kind.__name__} has no momentum, and got momentum={momentum!r}. Leave it out.")
     if "betas" in options:
         raise TypeError(f"momentum={momentum!r} is the first of the betas, and betas={options['betas']!r} were given too. "
                         "Give one of them.")
-    return {**arguments, "betas": (momentum, *known["betas"].default[1:])}
+    return {**options, "betas": (momentum, *known["betas"].default[1:])}
 
 
 def _own_decay(kind, takes, weight_decay):
@@ -409,7 +411,7 @@ def _matrices(model, adamw_parts):
 
 def _with_adamw(muon, groups, arguments, adamw_groups, adamw_arguments, matrices):
     """``[Muon, AdamW]``, or one of them where it has everything."""
-    _arguments(torch.optim.AdamW, inspect.signature(torch.optim.AdamW.__init__).parameters, adamw_arguments, None, False)
+    _arguments(torch.optim.AdamW, inspect.signature(torch.optim.AdamW.__init__).parameters, adamw_arguments, None)
     of_muon = _only(groups, matrices.__contains__)
     for group in of_muon:
         group["name"] = f"{group['name'].removesuffix('weight')}matrix"

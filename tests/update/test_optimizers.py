@@ -1,6 +1,7 @@
 """Optimizers by name, and parameter groups: which parameter gets which rate and weight decay; a part that is unfrozen."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from template.hooks import Callback
+from template.update.fused import refuse_in_parts
 from template.update.lr_scheduler import momentum_of, rates_by_name
 from template.update.optimizers import build_optimizer, param_groups
 
@@ -418,6 +420,51 @@ def test_fused_steps_are_those_of_torch_s_fused_form_and_near_the_others():
                                                                           fused=True)]))
     by_foreach = trained_by_hand(plain, [torch.optim.AdamW(plain.parameters(), 1e-2, weight_decay=0.0, foreach=True)])
     assert not torch.equal(result, by_foreach) and torch.allclose(result, by_foreach, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "Adam", "SGD", "Adagrad"])
+def test_the_attribute_switches_optimizers_over_that_were_built_without_to_the_same_bits(kind):
+    def train(is_built_so, **attributes):
+        model = tiny_model(dropout=0.0)
+        optimizer = getattr(torch.optim, kind)(model.parameters(), 1e-2, fused=is_built_so or None)
+        return weights(trained(model, [optimizer], **attributes))
+
+    assert torch.equal(train(False, fused=True), train(True))
+    assert not kind.startswith("Adam") or not torch.equal(train(True), train(False))
+
+
+def test_what_has_no_fused_form_is_refused_by_check_init_and_so_is_foreach_beside_it():
+    for optimizer, message in ((torch.optim.RMSprop, "RMSprop has none. Leave fused out"),
+                               (partial(torch.optim.SGD, foreach=True), "foreach=True of SGD exclude each other")):
+        model = tiny_model()
+        trainer = Tiny(model, fused=True)
+        trainer.optimizer_list = [optimizer(model.parameters(), lr=0.1)]
+        with pytest.raises(ValueError, match=message):
+            trainer.check_init(use_tb=False)
+
+
+def test_fused_steps_of_divided_weights_are_refused_where_torch_has_none():
+    with_groups = build_optimizer("SGD", tiny_model(), fused=True)
+    with pytest.raises(ValueError, match="parallel = 'fsdp' divides the weights.* not for SGD"):
+        refuse_in_parts(with_groups)
+    refuse_in_parts([*build_optimizer("AdamW", tiny_model(), fused=True), *build_optimizer("SGD", tiny_model())])
+
+
+def test_a_run_goes_on_fused_from_a_file_of_another_form_with_numbers_near_it():
+    def begun(folder, **attributes):
+        model = tiny_model(dropout=0.0)
+        trainer = Tiny(model, ckpt_dir=folder, **attributes)
+        trainer.optimizer_list = [torch.optim.AdamW(model.parameters(), 1e-2)]
+        trainer.check_init(use_tb=False)
+        return trainer
+
+    begun("parts").fit(2)
+    continued, whole = begun("parts", fused=True), begun("whole")
+    continued.load_state("auto")
+    assert continued.optimizer_list[0].param_groups[0]["fused"] is True
+    continued.fit(3)
+    whole.fit(3)
+    assert torch.allclose(weights(continued), weights(whole), atol=1e-6)
 
 
 # --- Muon beside AdamW in a run -------------------------------------------------------------------------------------------
