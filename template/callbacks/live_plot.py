@@ -34,7 +34,8 @@ from ..update.lr_scheduler import rates_by_name
 if TYPE_CHECKING:
     from ..template import TemplateModel
 
-_SHARE = 0.01              # of the time that drawing takes, at most
+_SHARE, _CREDIT = 0.01, 1.0  # of the time, and seconds beside it, that drawing takes at most
+_EVERY_SECONDS = {"notebook": 0.1, "terminal": 1.0}  # at most; a terminal scrolls
 _LINE_EVERY_SECONDS = 0.5
 _MOST_ROWS = 4000          # that are held; of more, every second one is left out
 _BAR_WIDTH = 12            # characters
@@ -44,7 +45,8 @@ _PLACES = ("notebook", "terminal", "nowhere")
 
 class LivePlot(Callback):
     """Draws training and evaluation of each quantity with a star at the best value, once an epoch at most. Where epochs are
-    short it draws less often, so that drawing takes at most 1 % of the time, and always at the end.
+    short it draws less often: a terminal gets one figure a second at most, and drawing takes no more than a second and 1 %
+    of the time. The end is always drawn.
 
     In a notebook, a line below the figure shows how far the run is and how long it still takes, in place of the progress
     bar. In a terminal the figure is printed on stderr, and so it does not get into ``log.txt``.
@@ -80,6 +82,8 @@ class LivePlot(Callback):
         self._is_drawn = True         # all that is known is in the figure
         self._drawn = 0.0             # when it was drawn, on time.perf_counter's clock
         self._one_drawing = 0.0       # seconds that it took
+        self._drawing = 0.0           # that all of them took
+        self._started: float | None = None  # when the first one was wanted
         self._line_shown = 0.0
         self._time_left = TimeLeft()
         self._figure = _Cell()
@@ -123,6 +127,7 @@ class LivePlot(Callback):
         looking, is_first = time.perf_counter() - started, not self._drawn
         self._draw(text)
         self._one_drawing += 0.0 if is_first else looking
+        self._drawing += 0.0 if is_first else looking
         self._show_line(text)
 
     def _look(self):
@@ -150,7 +155,7 @@ class LivePlot(Callback):
         if not model.is_main or self._place() != "notebook":
             return
         if time.perf_counter() - self._line_shown >= _LINE_EVERY_SECONDS:
-            total, done = model.updates_per_epoch(), -(-model.batches_done // (model.accumulate_steps * model.world.size))
+            done, total = self._updates_of(model)
             if total or model.total_updates:
                 self._mark(model, model.epoch - 1 + min(done / (total or done), 1))
             self._show_line(self._place_in_run(model, model.epoch, done, total, values))
@@ -185,7 +190,7 @@ class LivePlot(Callback):
             return
         if self._line.is_here:
             self._mark(model, model.epochs_done)
-            self._show_line(self._place_in_run(model, model.epochs_done))
+            self._show_line(self._last_line(model))
         self._has_begun = False
         if not self._is_drawn and self.rows:
             self._draw()
@@ -265,9 +270,12 @@ class LivePlot(Callback):
         return self._where
 
     def _is_time_to_draw(self):
-        """When there is something new, and one more drawing takes no more than its share of the time since the last one. The
-        first one under a cell comes at once."""
-        has_time = self._one_drawing <= _SHARE * (time.perf_counter() - self._drawn)
+        """When there is something new, and all drawing takes no more than its share of the time. The first one under a cell
+        comes at once."""
+        now = time.perf_counter()
+        self._started = now if self._started is None else self._started
+        has_time = (now - self._drawn >= _EVERY_SECONDS.get(self._place(), 0.0)
+                    and self._drawing + self._one_drawing <= _CREDIT + _SHARE * (now - self._started))
         return not self._is_drawn and (has_time or self._place() == "notebook" and not self._figure.is_here)
 
     def _draw_if_it_is_time(self):
@@ -284,6 +292,7 @@ class LivePlot(Callback):
             self._print(key, text)
         self._drawn = time.perf_counter()
         self._one_drawing = 0.0 if is_first else self._drawn - started  # the first one takes longer than all others will
+        self._drawing += self._one_drawing
 
     def _print(self, key, text):
         is_terminal = sys.stderr.isatty()
@@ -307,11 +316,28 @@ class LivePlot(Callback):
         bar = _bar(model.global_step, model.total_updates)
         return self._progress(epoch, 100, values=values, begin=f"update {model.global_step}/{model.total_updates} {bar}")
 
+    def _last_line(self, model):
+        """It tells of a run that ended before its end, whether somebody or a callback stopped it or an error."""
+        is_early = model.global_step < model.total_updates if model.total_updates else (
+            model.lifetime.is_mid_epoch or bool(model.total_epochs) and model.epochs_done < model.total_epochs)
+        if not is_early:
+            return self._place_in_run(model, model.epochs_done)
+        self._time_left = TimeLeft()  # nothing is left until it goes on
+        if model.lifetime.is_mid_epoch:
+            return f"stopped in {self._place_in_run(model, model.epoch, *self._updates_of(model))}"
+        return f"stopped after {self._place_in_run(model, model.epochs_done)}"
+
+    def _updates_of(self, model):
+        """Of the present epoch: ``(done, all)``."""
+        return -(-model.batches_done // (model.accumulate_steps * model.world.size)), model.updates_per_epoch()
+
     def _progress(self, epoch, total, done=0, of=None, values=None, begin=None):
         """"epoch 3/30 ████░░░░ 183/274, tol_loss 0.7276, 12:40 left, best acc 0.9304 (epoch 2)"."""
         fields = [begin or (f"epoch {epoch}/{total}" if total else f"epoch {epoch}")]
         if of:
             fields[0] += f" {_bar(done, of)} {done}/{of}"
+        elif total and not begin and self._place() == "notebook":
+            fields[0] += f" {_bar(float(epoch), total)}"
         fields += [f"{name} {value:.4g}" for name, value in list((values or {}).items())[:1]]
         left = self._time_left.seconds(total)
         if left:

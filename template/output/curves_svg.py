@@ -32,8 +32,9 @@ _FONT = ('font-family="system-ui, -apple-system, \'Segoe UI\', \'Noto Sans\', \'
 def figure(rows: list[dict[str, Any]], title: str, key: str | None = None, best: dict[str, tuple[int, float]] | None = None,
            unit: str = "epoch") -> str:
     """One SVG with all panels in a grid, in colors that suit light and dark; the arguments are those of ``curves.draw``, and
-    of ``panel_svg``."""
+    of ``panel_svg``. A learning rate that stays as it is has no panel."""
     panels, left_out = panels_of(rows, key, best or {})
+    panels = [panel for panel in panels if panel.title != "learning rate" or _changes(panel)] or panels
     columns = min(len(panels), 2 if len(panels) < 7 else 3) or 1
     heights = [_height(panel) for panel in panels]
     heading = 26
@@ -73,6 +74,10 @@ def panel_svg(panel: Panel, place: str | None = None, unit: str = "epoch") -> st
     else:
         parts.append(_text(_LEFT, height - _BOTTOM - _PLOT_HEIGHT / 2, "no number until now", size=11))
     return "".join([*parts, "</svg>"])
+
+
+def _changes(panel):
+    return any(len(line.y) and line.y.min() < line.y.max() for line in panel.lines)
 
 
 # --- parts of a panel -----------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ def terminal(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     stderr = Terminal()
     monkeypatch.setattr(live_plot, "sys", types.SimpleNamespace(stderr=stderr, modules={}))
+    monkeypatch.setattr(live_plot, "_EVERY_SECONDS", {})  # as epochs are that are not tiny
     return stderr
 
 
@@ -59,7 +60,6 @@ def test_after_each_epoch_the_terminal_shows_all_of_them_and_the_log_none(termin
     for _ in trainer.epochs(3):
         trainer.train_loop()
         trainer.eval()
-        plot._one_drawing = 0.0  # as fast as it is beside longer epochs
     assert figures(terminal) == [1, 2, 3]
     assert "tol_loss" in terminal.getvalue() and "│" not in trainer.path_of("log.txt").read_text(encoding="utf-8")
 
@@ -194,17 +194,59 @@ def test_of_several_processes_the_main_one_alone_draws(terminal):
     assert plot.rows == [] and terminal.getvalue() == ""
 
 
-def test_drawing_takes_one_percent_of_the_time_and_the_end_is_always_drawn(terminal, clock):
+def test_drawing_takes_a_second_and_one_percent_of_the_time_and_the_end_is_always_drawn(terminal, clock):
     clock.drawing = 0.05
     plot = LivePlot()
     for epoch in range(1, 1001):
         clock.seconds += 0.5
         plot.log({"val_acc": 1 - 1 / epoch}, epoch)
-    assert 85 < len(figures(terminal)) <= 100, "5 of 500 seconds"
+    assert figures(terminal)[:20] == list(range(1, 21)) and 110 < len(figures(terminal)) <= 122, "6 of 500 seconds"
     plot.log({"val_acc": 1.0})
     plot.close()
     plot.close()
     assert figures(terminal)[-2:] == [figures(terminal)[-2], 1001] and figures(terminal)[-2] < 1001
+
+
+def test_ten_thousand_short_steps_bring_a_figure_a_second_to_a_terminal(terminal, clock, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(live_plot.time, "perf_counter", lambda: clock.seconds)
+    plot = LivePlot(where="terminal")
+    plot._print = lambda key, text: drawn.append(plot.rows[-1]["epoch"])
+    drawn = []
+    for _ in range(1000):
+        clock.seconds += 0.005
+        plot.log({"val_acc": 0.5})
+    plot.close()
+    assert len(drawn) <= 7 and drawn[-1] == 1000
+
+
+def test_a_run_that_is_stopped_says_so_in_its_line_and_one_that_is_over_does_not(monkeypatch, terminal):
+    told = []
+    monkeypatch.setattr(LivePlot, "_show_line", lambda plot, text: told.append(text))
+    monkeypatch.setattr(LivePlot, "_place", lambda plot: "notebook")
+    monkeypatch.setattr(LivePlot, "_draw", lambda plot, text="": None)
+    monkeypatch.setattr(live_plot._Cell, "is_here", True)
+    monkeypatch.setattr(live_plot._Cell, "show", lambda cell, data: None)
+
+    class Stop(Callback):
+        moment, word = 0, True
+
+        def on_after_step(self, model):
+            if model.global_step == self.moment:
+                model.should_stop = self.word
+
+    stop = Stop()
+    trainer = quiet(callbacks=[LivePlot(), stop])
+    stop.moment, stop.word = 8, "now"
+    trainer.fit(3)
+    assert told[-1].startswith("stopped in epoch 2/3 ████░░░░░░░░ 2/6, best acc") and "left" not in told[-1]
+    stop.moment, stop.word = 11, True
+    trainer.should_stop = False
+    trainer.fit(3)
+    assert told[-1].startswith("stopped after epoch 2/3 ████████░░░░, best acc")
+    trainer.should_stop = False
+    trainer.fit(3)
+    assert told[-1].startswith("epoch 3/3 ████████████, best acc")
 
 
 def test_a_loop_of_ones_own_has_curves_a_star_and_the_time_that_is_left(terminal, clock):

@@ -83,3 +83,11 @@ def test_ticks_are_round_numbers_within_the_axis(low, high):
 def test_ticks_of_a_logarithmic_axis_are_powers_of_ten():
     assert ticks(0.0005, 20, True) == pytest.approx([0.001, 0.01, 0.1, 1, 10])
     assert ticks(0.9, 9, True) == pytest.approx([1, 2, 5])
+
+
+@pytest.mark.parametrize("rates, panels", [((0.1, 0.1), ["acc"]), ((0.1, 0.05), ["acc", "learning rate"])])
+def test_a_learning_rate_that_stays_as_it_is_takes_no_room_in_a_figure(rates, panels):
+    rows = [{"epoch": epoch, "eval/acc": 0.5, "lr": rate} for epoch, rate in enumerate(rates, 1)]
+    found = ElementTree.fromstring(figure(rows, "run")).iter(f"{SVG}svg")
+    assert [part[0].text for part in found if part.get("y") and part.get("viewBox")] == panels
+    assert "learning rate" in figure([{"epoch": 1, "lr": 0.1}], "run"), "where there is nothing else"
