@@ -52,6 +52,13 @@ _HOMES = {
     "StopAfter": ".callbacks.stop_after",
     "SWA": ".callbacks.swa",
     "TensorBoard": ".callbacks.tensorboard",
+    "Tracker": ".trackers.base",
+    "Csv": ".trackers.csv",
+    "JsonLines": ".trackers.json_lines",
+    "MLflow": ".trackers.mlflow",
+    "SwanLab": ".trackers.swanlab",
+    "Trackio": ".trackers.trackio",
+    "Wandb": ".trackers.wandb",
 }
 
 if TYPE_CHECKING:  # for editors and type checkers, which take a module with __getattr__ to have any name
@@ -93,6 +100,13 @@ if TYPE_CHECKING:  # for editors and type checkers, which take a module with __g
     from .run.options import option as option
     from .run.options import parse_options as parse_options
     from .template import TemplateModel as TemplateModel
+    from .trackers.base import Tracker as Tracker
+    from .trackers.csv import Csv as Csv  # type: ignore[import-not-found,unused-ignore]
+    from .trackers.json_lines import JsonLines as JsonLines  # type: ignore[import-not-found,unused-ignore]
+    from .trackers.mlflow import MLflow as MLflow  # type: ignore[import-not-found,unused-ignore]
+    from .trackers.swanlab import SwanLab as SwanLab  # type: ignore[import-not-found,unused-ignore]
+    from .trackers.trackio import Trackio as Trackio  # type: ignore[import-not-found,unused-ignore]
+    from .trackers.wandb import Wandb as Wandb  # type: ignore[import-not-found,unused-ignore]
     from .update.lr_scheduler import WarmUpLR as WarmUpLR
     from .update.optimizers import build_optimizer as build_optimizer
 else:

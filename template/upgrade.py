@@ -377,7 +377,7 @@ def make_stamp(origin, version, commit, only, files):
 def part_of(path):
     """Which part of the template a file belongs to: "callbacks/ema", "tools/export", or "core" for all the rest."""
     folder, *rest = path.split("/")
-    optional = folder in OPTIONAL and rest and rest[0] != "__init__.py"
+    optional = folder in OPTIONAL and rest and rest[0] not in ("__init__.py", "base.py")
     return f"{folder}/{rest[0].partition('.')[0]}" if optional else "core"
 
 

@@ -9,6 +9,7 @@
 - ``console.py``: how long may a line on the console be?
 - ``csv_table.py``: how does a table grow on the disk at the same cost for each row?
 - ``named_values.py``: which column is a name and number of somebody's own loop?
+- ``journal.py``: how does a text file grow line by line, and what of it is there after a kill?
 - ``text_table.py``: how are rows printed as a table?
 - ``history_table.py``: how is a history handed out, with pandas and without?
 - ``pictures.py``: where is a picture or a text of a callback shown?

@@ -1,4 +1,4 @@
-"""Where a picture or a text of a callback is shown: TensorBoard, a cell of a notebook, a file in the run's folder.
+"""Where a picture or a text of a callback is shown: TensorBoard, trackers, a cell of a notebook, a file in the run's folder.
 
     pictures = Pictures("samples")
     pictures.show(trainer, "faces", figure)        # check_point/<run>/samples/faces.png, the tag samples/faces
@@ -66,6 +66,9 @@ class Pictures:
             replace_file(path, content + "\n" if isinstance(content, str) else content)
         if trainer.writer is not None:
             _add(trainer.writer, f"{self.folder}/{name}", content, step_of(trainer) if step is None else step)
+        for callback in trainer.hooks.callbacks:
+            if hasattr(callback, "take_picture"):  # a tracker
+                callback.take_picture(trainer, f"{self.folder}/{name}", content, path)
         if in_cell and (shell := _notebook()) is not None:
             self._show_in_cell(shell, name, content)
 

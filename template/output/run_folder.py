@@ -222,11 +222,15 @@ def announce(model):
               f"is there{then}.")
     if model.world.size > 1:
         print(f"  {_several(model)}")
-    settings = {name: value for name in sorted(model.attribute_names - _NOT_SETTINGS)
-                if not name.startswith("_") and isinstance(value := getattr(model, name), _PLAIN)}
     with told_when_it_fails(Path(model.ckpt_dir) / "config.json"):
-        write_config(model.ckpt_dir, model.run_options, settings, Path(model.asked_dir).name, _next_number(model),
+        write_config(model.ckpt_dir, model.run_options, settings_of(model), Path(model.asked_dir).name, _next_number(model),
                      str(model.device))
+
+
+def settings_of(model):
+    """What was set, as far as it is plain data, by name."""
+    return {name: value for name in sorted(model.attribute_names - _NOT_SETTINGS)
+            if not name.startswith("_") and isinstance(value := getattr(model, name), _PLAIN)}
 
 
 def _next_number(model):
