@@ -17,8 +17,8 @@ install: $(VENV)/.train
 train: $(VENV)/.train
 	$(BIN)/python train.py $(ARGS)
 
-examples: $(VENV)/.train
-	for script in examples/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+examples: $(VENV)/.examples
+	for script in examples/*.py examples/styles/*_style.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 quick: $(VENV)/.test
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow" $(ARGS)
@@ -39,6 +39,11 @@ bench: $(VENV)/.train
 $(VENV)/.train: setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[demo]"
+	touch $@
+
+$(VENV)/.examples: setup.cfg constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[demo,lightning]"
 	touch $@
 
 $(VENV)/.test: setup.cfg constraints.txt

@@ -43,6 +43,7 @@ from ..run.class_attributes import template_of
 from ..run.defaults import follow_reduction, input_of, loss_dict, parameter_dtype
 from ..run.evaluation import Evaluator
 from ..run.old_names import adopt_old_names
+from ..run.prepare import prepare
 from ..run.train_metrics import set_train_metrics
 from ..update.schedule import build_schedule
 from ..update.schedule_free import switchable
@@ -97,7 +98,7 @@ def _module_class(library):
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 _KEPT = {"model_list", "optimizer_list", "criterion", "train_loader", "eval_loader", "test_loader", "seed", "slice_tensors",
-         "channels_last", "matmul_precision", "lr_scheduler_list", "lr_scheduler_type", "lr_scheduler_args",
+         "channels_last", "compile", "matmul_precision", "lr_scheduler_list", "lr_scheduler_type", "lr_scheduler_args",
          "lr_scheduler_interval", "total_epochs", "total_updates", "warm_up_epoch", "warm_up_updates", "warm_up_mode",
          "warm_up_init_lr", "warm_up_momentum", "warm_up_bias_lr", "warm_up_scheduler_list", "key_metric", "key_metric_mode",
          "one_forward", "eval_metrics", "train_metrics"}
@@ -109,9 +110,7 @@ _IN_LIGHTNING: dict[str, Callable[[Any], str]] = {
     "accumulate_steps": lambda steps: f"lightning.Trainer(accumulate_grad_batches={steps})",
     "amp": lambda amp: f"lightning.Trainer(precision=\"{'16' if amp == 'fp16' else amp}-mixed\")",
     "clip_grad": lambda clip: f"lightning.Trainer({_clip_argument(clip)})",
-    "skip_non_finite": lambda _: "nothing: Lightning does not skip updates",
     "deterministic": lambda _: "lightning.Trainer(deterministic=True)",
-    "compile": lambda _: "torch.compile(module), before fit()",
     "callbacks": lambda _: "callbacks of Lightning: lightning.Trainer(callbacks=[…])",
     "limit_train_batches": lambda limit: f"lightning.Trainer(limit_train_batches={limit})",
     "limit_eval_batches": lambda limit: f"lightning.Trainer(limit_val_batches={limit})",
@@ -144,20 +143,16 @@ def _refuse_settings(trainer):
                          f"your own, got {trainer.accumulate_steps}: Lightning accumulates gradients for a single optimizer "
                          "only. Use larger batches, or train with the template's own loop.")
     if refused:
-        lines = [f"  {name} = {short(value)}: use {_IN_LIGHTNING.get(name, _unknown)(value)}"
-                 for name, value in refused.items()]
-        raise ValueError("These settings are Lightning's business under as_lightning(), and would be ignored. Take them out "
-                         "of the trainer, and tell Lightning:\n" + "\n".join(lines))
+        lines = [f"  {name} = {short(value)}: {_IN_LIGHTNING[name](value)}" if name in _IN_LIGHTNING else
+                 f"  {name} = {short(value)}: only the template's own loop can do this" for name, value in refused.items()]
+        raise ValueError("Under as_lightning() the loop is Lightning's, which would not see these settings of the trainer. "
+                         "Leave them at their defaults, and say this instead:\n" + "\n".join(lines))
     for optimizer in switchable(trainer.optimizer_list):
         raise ValueError(f"as_lightning() does not go with {type(optimizer).__name__}, whose train() and eval() Lightning "
                          "would not call. Use another optimizer, or train with the template's own loop.")
     if changed:
         named = ", ".join(f"{name} (in Lightning: {_NOT_NEEDED[name]})" for name in changed)
         warn(f"Lightning writes the files and the log under as_lightning(), so these settings do nothing: {named}.")
-
-
-def _unknown(_):
-    return "the template's own loop: as_lightning() cannot carry it out"
 
 
 def _is_like_default(name, value):
@@ -197,6 +192,9 @@ class _Stepper:
         if self.module.automatic_optimization:
             self.loss = loss
             return
+        if index is not None and self.module.trainer.world_size > 1:
+            raise ValueError("backward(loss, index) gives a part of the gradients, and Lightning's DDP waits for all of "
+                             "them after each backward. Use one device, or the template's own loop under torchrun.")
         inputs = None if index is None else [p for p in self.parameters([index]) if p.requires_grad]
         self.module.manual_backward(loss, retain_graph=retain_graph, inputs=inputs)
 
@@ -297,8 +295,8 @@ class _Module:
         seed_of_run(seed)  # and the next trainer gets one of its own
         if template.matmul_precision is not None:
             torch.set_float32_matmul_precision(template.matmul_precision)
-        if template.channels_last:
-            self.models.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        device = next((p.device for p in self.models.parameters()), torch.device("cpu"))
+        prepare(template.model_list, device, template.channels_last, compile=template.compile)
         template.evaluator = Evaluator(template, template._overrides)
         template.stepper = _Stepper(self, make_clip(template.clip_grad))  # type: ignore[assignment]
         set_train_metrics(template, template.train_metrics)
@@ -379,6 +377,9 @@ class _Module:
 
     def on_fit_start(self):
         self.history.clear()
+        if getattr(self, "_compiler_ctx", None):
+            raise ValueError("torch.compile(module) would compile the counting around the models too, and fails. Set "
+                             "trainer.compile = True before as_lightning(trainer), which compiles the models alone.")
         if not self.automatic_optimization and self.template.clip_grad and self.trainer.precision == "16-mixed":
             raise ValueError("clip_grad with several optimizers or a train_step of your own does not go with Lightning's "
                              'precision="16-mixed", which hides the scale of the gradients. Use "bf16-mixed".')
