@@ -1,5 +1,6 @@
 """Training by lightning.Trainer, and the scripts of examples/styles: one file, because importing Lightning takes 4 s."""
 
+import ast
 import contextlib
 import csv
 import io
@@ -7,6 +8,7 @@ import logging
 import re
 import runpy
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -370,3 +372,24 @@ def test_five_styles_end_with_the_same_numbers_and_the_same_weights_to_the_last_
         assert own.keys() == best_weights.keys() and all(torch.equal(own[key], best_weights[key]) for key in own), style
         if style in ("function", "lightning"):
             assert (names["history"] if style == "function" else names["module"].history) == rows, style
+
+
+def lines_of_code(path):
+    """Without comments, docstrings and blank lines."""
+    source = path.read_text(encoding="utf-8")
+    documented = [node.body[0] for node in ast.walk(ast.parse(source))
+                  if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node)]
+    left_out = {number for part in documented for number in range(part.lineno, part.end_lineno + 1)}
+    return sum(bool(line.strip()) and not line.strip().startswith("#") and number not in left_out
+               for number, line in enumerate(source.splitlines(), 1))
+
+
+def test_the_page_about_the_styles_shows_their_code_and_counts_their_lines():
+    page = (ROOT / "docs/styles.md").read_text(encoding="utf-8")
+    sources = {path.name: path.read_text(encoding="utf-8") for path in STYLES.glob("*_style.py")}
+    shown = re.findall(r"^```python excerpt\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    assert [name for code in shown for name, source in sources.items()
+            if any(textwrap.indent(code, before) in source for before in ("", " " * 4))] == [
+        f"{name}_style.py" for name in ("script", "function", "class", "keras", "lightning")]
+    counted = {name: int(lines) for name, lines in re.findall(r"\| `(\w+_style\.py)` \| (\d+) \|", page)}
+    assert counted == {name: lines_of_code(STYLES / name) for name in sources}
