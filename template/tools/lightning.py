@@ -30,8 +30,8 @@ import torch
 from torch import nn
 
 from ..data.loaders import make_batches
-from ..data.seeding import capture_rng, restore_rng, seed_everything, seed_of_run
-from ..metrics.best import better_when, note_best, score_of
+from ..data.seeding import capture_rng, derive, restore_rng, seed_everything, seed_of_run
+from ..metrics.best import better_when, find_name, follows_training, note_best, score_of
 from ..metrics.epoch import EpochMetrics, all_of
 from ..metrics.modes import train_mode
 from ..metrics.one_forward import OneForward
@@ -99,9 +99,9 @@ def _module_class(library):
 
 _KEPT = {"model_list", "optimizer_list", "criterion", "train_loader", "eval_loader", "test_loader", "seed", "slice_tensors",
          "channels_last", "compile", "matmul_precision", "lr_scheduler_list", "lr_scheduler_type", "lr_scheduler_args",
-         "lr_scheduler_interval", "total_epochs", "total_updates", "warm_up_epoch", "warm_up_updates", "warm_up_mode",
-         "warm_up_init_lr", "warm_up_momentum", "warm_up_bias_lr", "warm_up_scheduler_list", "key_metric", "key_metric_mode",
-         "one_forward", "eval_metrics", "train_metrics"}
+         "lr_scheduler_interval", "warm_up_epoch", "warm_up_updates", "warm_up_mode", "warm_up_init_lr", "warm_up_momentum",
+         "warm_up_bias_lr", "warm_up_scheduler_list", "key_metric", "key_metric_mode", "one_forward", "eval_metrics",
+         "train_metrics"}
 _NOT_NEEDED = {  # they change no number of the training
     "ckpt_dir": "default_root_dir=…", "run_name": "logger=…", "overwrite": "logger=…", "log_per_step": "log_every_n_steps=…",
     "device": "accelerator=…, devices=…", "preflight": "num_sanity_val_steps=…", "keep_checkpoints": "ModelCheckpoint",
@@ -115,6 +115,8 @@ _IN_LIGHTNING: dict[str, Callable[[Any], str]] = {
     "limit_train_batches": lambda limit: f"lightning.Trainer(limit_train_batches={limit})",
     "limit_eval_batches": lambda limit: f"lightning.Trainer(limit_val_batches={limit})",
     "eval_per_steps": lambda steps: f"lightning.Trainer(val_check_interval={steps}), which counts batches",
+    "total_epochs": lambda total: f"lightning.Trainer(max_epochs={total})",
+    "total_updates": lambda total: f"lightning.Trainer(max_steps={total})",
     "parallel": lambda parallel: f"lightning.Trainer(strategy={parallel or 'auto'!r}, devices=…)",
     "parallel_options": lambda _: "a strategy object with these options: lightning.Trainer(strategy=…)",
     "sync_batchnorm": lambda _: "lightning.Trainer(sync_batchnorm=True)",
@@ -290,9 +292,8 @@ class _Module:
             self.criterion = template.criterion
         self.history: list[dict[str, Any]] = []
         self.automatic_optimization = not _is_manual(template)
-        seed, _ = seed_of_run(template.seed)
-        template.seed = seed_everything(seed)
-        seed_of_run(seed)  # and the next trainer gets one of its own
+        template.seed, _ = seed_of_run(template.seed)
+        _seed(template.seed)
         if template.matmul_precision is not None:
             torch.set_float32_matmul_precision(template.matmul_precision)
         device = next((p.device for p in self.models.parameters()), torch.device("cpu"))
@@ -395,6 +396,9 @@ class _Module:
         template = self.template
         template.epoch, template.batches_done = self.trainer.current_epoch + 1, 0
         template.running_losses.reset()
+        template.accumulate_steps = self.trainer.accumulate_grad_batches  # a callback of Lightning may change it
+        if self.trainer.world_size > 1:  # of rank 0 alone a checkpoint would have the random numbers
+            _seed(derive(template.seed, template.epoch), self.trainer.global_rank)
         self._result = {}
         self._begin()
         template.lr_schedule.begin_epoch(template)
@@ -445,15 +449,26 @@ class _Module:
         means = template.running_losses.compute()
         self._tell("train", means)
         self._note_row({f"train_{_lightning_name(name)}": value for name, value in means.items()})
+        value = self._note_training(means)
         schedule.after_epoch(template.epoch)
         if self._result:
             template.eval_result = self._result
             losses = [self._result[name] for name in template.eval_loss_names if name.endswith("tol_loss")]
             schedule.after_epoch(template.epoch, score_of(template, self._result), losses[0] if losses else None)
         elif template.eval_loader is None:
-            schedule.note_result(template.epoch, None, means.get("tol_loss"))
+            schedule.note_result(template.epoch, value, means.get("tol_loss"))
         schedule.finish_epoch(template.epoch)
         template.epochs_done, template.batches_done = template.epoch, 0
+
+    def _note_training(self, means):
+        """The value of ``key_metric`` where it is one of the training."""
+        template = self.template
+        key = find_name(template.key_metric, [f"train/{name}" for name in means]) if follows_training(template) else None
+        if key is None:
+            return None
+        template.key_metric = key
+        note_best(template, {key: score_of(template, {})})
+        return score_of(template, {})
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 
@@ -562,11 +577,18 @@ class _Module:
         if loader is not None and state["loader"] is not None:
             template.seed = loader.batches.seed = state["seed"]
             loader.load_state_dict(state["loader"])
-        restore_rng(state["rng"])
+        if self.trainer.world_size == 1:
+            restore_rng(state["rng"])
 
 
 _COUNTERS = ("epoch", "epochs_done", "batches_done", "global_step", "global_step_eval", "best_metric", "best_epoch",
              "key_metric")
+
+
+def _seed(seed, rank=0):
+    """All generators, and the next trainer gets a seed of its own."""
+    seed_everything(seed, rank=rank)
+    seed_of_run(seed)
 
 
 def _lightning_name(name):

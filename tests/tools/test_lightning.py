@@ -129,6 +129,9 @@ SETUPS = {
     "plateau": (lambda: Tiny(lr_scheduler_type="loss", lr_scheduler_args=IMPATIENT), {}, {}),
     "plateau without evaluation": (
         lambda: Tiny(eval_loader=None, lr_scheduler_type="loss", lr_scheduler_args=IMPATIENT), {}, {}),
+    "plateau of a metric of the training": (
+        lambda: Tiny(train_metrics=True, key_metric="train_acc", lr_scheduler_type="metric", lr_scheduler_args=IMPATIENT),
+        {}, {}),
     "scheduler of one's own per epoch": (
         lambda: with_object(lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)), {}, {}),
     "scheduler of one's own per update": (
@@ -301,6 +304,15 @@ def test_the_loop_ends_by_steps_and_the_schedule_with_it(fit):
     trainer = Tiny(lr_scheduler_type="cosine")
     fit(as_lightning(trainer), max_steps=9, max_epochs=-1)
     assert trainer.global_step == 9
+    assert trainer.optimizer_list[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_accumulation_that_a_callback_of_lightning_changes_is_planned_for(lightning, fit):
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+    trainer = Tiny(lr_scheduler_type="cosine")
+    fit(as_lightning(trainer), callbacks=[GradientAccumulationScheduler({0: 1, 1: 2})], enable_checkpointing=False)
+    assert trainer.global_step == 6 + 3 + 3
     assert trainer.optimizer_list[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
 
 
