@@ -5,14 +5,19 @@ this: it calls ``train_loader.sampler.set_epoch(epoch)`` before it reads an epoc
 themselves.
 """
 
+import sys
+from pathlib import Path
+
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where template/ is; in your project: from utils import …
+
 SEED, EPOCHS, PATIENCE, LR = 0, 30, 3, 1e-2
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-torch.set_num_threads(1)  # such small tensors are faster so, and every sum is rounded in the same order on any machine load
+torch.set_num_threads(1)  # such small tensors are faster so, and each sum is rounded in the same order in every run
 
 
 class OrderOfEpoch(Sampler):
