@@ -15,6 +15,7 @@ import copy
 import difflib
 import inspect
 import io
+import math
 import operator
 import pickle
 import sys
@@ -40,7 +41,8 @@ from .output.history_table import as_table, columns_of
 from .output.warn import warn
 from .run.defaults import call_model, label_name, own_loss
 from .run.step_runner import Accelerator as Accelerator  # ``from utils.keras_model import Accelerator, StepRunner``
-from .run.step_runner import OptimizerOfStep, SchedulerOfStep, StepMetrics, StepRunner, named, scores_of
+from .run.step_runner import OptimizerOfStep, SchedulerOfStep, StepMetrics, named, scores_of
+from .run.step_runner import StepRunner as StepRunner
 from .template import TemplateModel
 
 _PRECISIONS = {"no": None, "bf16": "bf16", "fp16": "fp16"}
@@ -451,7 +453,8 @@ class _OfFit:
         if not any(type(one).__name__ == "ProgressBar" for one in given):
             self.callbacks.append(_part("callbacks", "progress_bar", "ProgressBar")(show=not quiet))
         self.settings = {"amp": _PRECISIONS[mixed_precision], "accumulate_steps": gradient_accumulation_steps,
-                         "key_metric": self.key, "key_metric_mode": {self.key: mode}} | dict(settings or {})
+                         "key_metric": self.key, "key_metric_mode": {self.key: mode}}
+        self.settings |= _sizes(train_data, val_data) | (settings or {})
         self.device = "cpu" if cpu else None
         self.interval = lr_scheduler_interval
         self._versions: Any = None
@@ -822,6 +825,12 @@ def _part(room, file, name):
                                   name=error.name) from None
 
 
+def _sizes(train_data, val_data):
+    """A loader with a number ``size`` gives so many batches, as in torchkeras."""
+    sizes = {"limit_train_batches": getattr(train_data, "size", None), "limit_eval_batches": getattr(val_data, "size", None)}
+    return {name: size for name, size in sizes.items() if isinstance(size, int)}
+
+
 def _is_ours(callback):
     return isinstance(callback, Callback) or any(hasattr(callback, event) for event in EVENTS)
 
@@ -849,7 +858,7 @@ def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     pairs = [f"{part}_{quantity}" for quantity in sorted(quantities, key=lambda name: name != "loss")
              for part in ("train", "val")]
     order = dict.fromkeys(name for name in ["epoch", *pairs, "lr", *names] if name in names)
-    return [{name: row[name] for name in order if name in row} for row in rows]
+    return [{name: row.get(name, math.nan) for name in order} for row in rows]
 
 
 def _run_folder(path):

@@ -17,6 +17,7 @@ from utils import (
     Confusion,
     EarlyStopping,
     History,
+    KerasModel,
     Logger,
     Mean,
     Profile,
@@ -30,6 +31,7 @@ from utils import (
     parse_options,
     seed_everything,
 )
+from utils.keras_model import StepRunner
 from utils.metrics import Metric
 from utils.tools.consolidate import consolidate
 from utils.tools.launch import launch
@@ -234,6 +236,26 @@ def train(options: Options) -> float:
 def train_on_two_processes(options: Options) -> float:
     scores: dict[int, float] = launch(train, 2, options)
     return scores[0]
+
+
+class Step(StepRunner):
+    def __call__(self, batch: tuple[Tensor, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
+        loss: Tensor = self.loss_fn(self.net(batch[0]), batch[1])
+        if self.stage == "train":
+            self.accelerator.backward(loss)
+            self.optimizer.step()
+        return {f"{self.stage}_loss": loss}, {}
+
+
+def fit_as_in_keras(net: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> float:
+    model = KerasModel(net, nn.CrossEntropyLoss(), {"f1": Confusion(2).f1()}, torch.optim.Adam(net.parameters(), 1e-3))
+    model.StepRunner = Step
+    history = model.fit(batches, batches, epochs=2, monitor="val_loss", callbacks=[EarlyStopping("train_loss")], seed=3)
+    print(history["val_loss"], model.history["lr"], model.predict(batches).shape, model(torch.zeros(1, 4)))
+    model.save_ckpt("net.pt")
+    model.load_ckpt("net.pt")
+    score: float = model.evaluate(batches, quiet=True)["val_loss"]
+    return score
 
 
 def limit_of(trainer: TemplateModel) -> str:
