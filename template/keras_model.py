@@ -750,6 +750,14 @@ class _Keeper(Callback):
         self.trainer: Any = None
         self.baseline: dict[str, Any] = {}
 
+    def look_for_monitor(self, names: list[str], of_training: bool) -> None:
+        """The first batch of the validation gave these names: one that is not there would end the run behind the epoch."""
+        key = self.trainer.key_metric
+        if not of_training and not key.startswith("train/") and key not in names and not isinstance(self.trainer, _OfSteps):
+            given = [f"val_{'loss' if name == 'tol_loss' else name}" for name in names]
+            raise ValueError(f"monitor must be something that the validation gives, which is {given}, or the same of the "
+                             f"training; got {self.model.monitor!r}.")
+
     def on_eval_start(self, model: Any) -> None:
         if isinstance(model, _OfSteps):
             model.begin_stage("val")

@@ -345,15 +345,23 @@ def test_callbacks_of_torchkeras_hear_their_events():
 @pytest.mark.parametrize(("kwargs", "message"), [
     ({"mode": "best"}, "mode must be 'min' or 'max'"),
     ({"monitor": "acc"}, "monitor must be 'val_loss'"),
-    ({"monitor": "val_f1", "mode": "max"}, "key_metric 'f1' is not among them"),
     ({"mixed_precision": "fp8"}, "must be one of .'no', 'bf16', 'fp16'"),
     ({"clip_gard": 1.0}, "Did you mean .'clip_grad'"),
     ({"callbacks": [3]}, "callbacks must hold callbacks of this folder"),
     ({"ckpt_path": "."}, "is a folder"),
 ])
 def test_bad_arguments_are_refused_with_what_to_do(kwargs, message):
-    with pytest.raises((TypeError, ValueError, UserWarning), match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         fitted(model_of(), 1, **kwargs)
+
+
+@pytest.mark.filterwarnings("ignore:The first eval batch gave")
+def test_a_monitor_that_nothing_gives_is_refused_before_the_first_update():
+    model = model_of()
+    before = weights_of(model)
+    with pytest.raises(ValueError, match=r"gives, which is \['val_loss', 'val_acc'\].* got 'val_f1'"):
+        fitted(model, 1, monitor="val_f1", mode="max")
+    assert are_equal(weights_of(model), before)
 
 
 def test_a_mode_against_the_name_of_the_metric_is_told_of():
