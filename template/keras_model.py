@@ -167,6 +167,10 @@ class KerasModel(nn.Module, metaclass=_RefusesEpochRunner):
         """
         own = _OfFit(self, train_data, val_data, ckpt_path, patience, monitor, mode, callbacks, plot, mixed_precision,
                      gradient_accumulation_steps, cpu, wandb, quiet, lr_scheduler_interval, settings)
+        if own.ckpt_path.is_dir() and type(self).save_ckpt is _SAVE_CKPT:
+            raise ValueError(f"ckpt_path is the file of the best weights, and {ckpt_path} is a folder. Give the name of a "
+                             "file, for instance 'checkpoint.pt'.")
+        self.ckpt_path, self.monitor, self.mode = str(ckpt_path), monitor, mode
         if self.trainer is None or not self._own.can_go_on_as(own):
             self._begin(own, resume, tensorboard)
         else:
@@ -300,7 +304,7 @@ class KerasModel(nn.Module, metaclass=_RefusesEpochRunner):
         """Put weights into the network. The next ``fit`` begins a new run with them, whose epoch 0 says how good they are.
 
         Args:
-            ckpt_path: a file of ``fit`` or ``save_ckpt``, or any checkpoint of this folder; None: that of ``fit``.
+            ckpt_path: a file of ``fit`` or ``save_ckpt``, a run's folder, or any checkpoint in it; None: that of ``fit``.
 
         Raises:
             FileNotFoundError, CheckpointError: there is no such file, or it is damaged.
@@ -310,7 +314,7 @@ class KerasModel(nn.Module, metaclass=_RefusesEpochRunner):
         if self.trainer is not None:
             self.trainer.wait_for_saves()
             self.trainer.close()
-        kept = _run_folder(path) / "best.pth"
+        kept = (path if path.is_dir() else _run_folder(path)) / "best.pth"
         if not path.is_file() and kept.is_file():
             path = kept
         saved = files.read(path)
@@ -427,9 +431,6 @@ class _OfFit:
             raise ValueError(f"mode must be 'min' or 'max', got {mode!r}.")
         self.model, self.train_data, self.val_data = model, train_data, val_data
         self.ckpt_path = Path(ckpt_path).expanduser()
-        if self.ckpt_path.is_dir() and type(model).save_ckpt is _SAVE_CKPT:
-            raise ValueError(f"ckpt_path is the file of the best weights, and {ckpt_path} is a folder. Give the name of a "
-                             "file, for instance 'checkpoint.pt'.")
         self.parts = {"network": [model.net], "optimizer": [model.optimizer], "lr_scheduler": [model.lr_scheduler],
                       "StepRunner": [model.StepRunner, *model.kwargs.values()],
                       "metrics_dict": [*model.metrics_dict, *model.metrics_dict.values()]}
@@ -458,7 +459,6 @@ class _OfFit:
         self.device = "cpu" if cpu else None
         self.interval = lr_scheduler_interval
         self._versions: Any = None
-        model.ckpt_path, model.monitor, model.mode = str(ckpt_path), monitor, mode
 
     def _key(self, monitor):
         """The name of ``monitor`` in a ``TemplateModel``."""
@@ -501,7 +501,7 @@ class _OfFit:
                 close = difflib.get_close_matches(name, trainer.attribute_names, n=3)
                 raise TypeError(f"fit() takes the settings of TemplateModel beside its own arguments, and {name!r} is none."
                                 f"{f' Did you mean {close}?' if close else ''} docs/attributes.md lists them.")
-            setattr(trainer, name, value)
+            _set_if_new(trainer, name, value)
 
     def can_go_on_as(self, other):
         """Whether the next call trains the same parts on."""
@@ -525,7 +525,7 @@ class _OfFit:
         if trainer.eval_loader is not self.val_data:
             trainer.eval_loader = self.val_data
         if self.device is not None:
-            trainer.device = self.device
+            _set_if_new(trainer, "device", self.device)
         if trainer.criterion is not self.model.loss_fn:
             trainer.criterion = self.model.loss_fn
         self._take_states(before.callbacks)
@@ -551,6 +551,13 @@ class _OfFit:
 
     def weights_are_untouched(self):
         return self._versions == _versions(self.model.net)
+
+
+def _set_if_new(trainer, name, value):
+    """What cannot change any more may still be said again."""
+    if type(value) not in (bool, int, float, str) or type(getattr(trainer, name)) is not type(value) or (
+            getattr(trainer, name) != value):
+        setattr(trainer, name, value)
 
 
 def _versions(net):

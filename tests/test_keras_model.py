@@ -3,6 +3,7 @@
 import copy
 import csv
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -194,6 +195,19 @@ def test_fitting_twice_is_fitting_once_with_the_sum():
     assert are_equal(list(torch.load("once").values()), weights_of(once))
 
 
+def test_what_was_said_may_be_said_again_and_what_cannot_change_is_refused():
+    model = model_of()
+    for _ in range(2):
+        fitted(model, 1, seed=123456, ckpt_path="one.pt", cpu=True)
+    model.load_ckpt()
+    best = torch.load("one_run/last.pth")["best_metric"]
+    assert model.evaluate(loaders()[1], quiet=True)["val_loss"] == best["tol_loss"]
+    assert model.ckpt_path == "one.pt"
+    fitted(model, 1, seed=123456)
+    with pytest.raises(AttributeError, match="seed cannot change after"):
+        fitted(model, 1, seed=123457)
+
+
 def test_between_two_fits_a_learning_rate_of_the_user_and_weights_of_the_user_stay(capsys):
     model = model_of()
     fitted(model, 1)
@@ -264,7 +278,8 @@ def test_behind_load_ckpt_epoch_0_says_how_good_the_weights_are_and_counts_as_be
     assert are_equal(weights_of(loaded), weights_of(first))
     with pytest.raises(FileNotFoundError):
         loaded.load_ckpt("no_such.pt")
-    loaded.load_ckpt()
+    loaded.load_ckpt("second_run")
+    assert are_equal(weights_of(loaded), weights_of(first))
     fitted(loaded, 1, ckpt_path="second.pt")
     assert loaded.history["epoch"] == [0, 1] and loaded.trainer.ckpt_dir == "second_run_2"
 
@@ -374,6 +389,19 @@ def test_without_validation_data_the_training_is_monitored():
     model.fit(loaders()[0], epochs=3, **plain())
     assert list(model.history) == ["epoch", "train_loss", "train_acc", "lr"]
     assert model.trainer.best_metric == {"train/tol_loss": min(model.history["train_loss"])}
+
+
+def test_wandb_is_the_tracker_of_that_name(monkeypatch):
+    class Wandb(Callback):
+        def __init__(self, project=None):
+            made.append(project)
+
+    made = []
+    monkeypatch.setitem(sys.modules, "template.trackers", ModuleType("trackers"))
+    monkeypatch.setitem(sys.modules, "template.trackers.wandb", ModuleType("wandb"))
+    sys.modules["template.trackers.wandb"].Wandb = Wandb
+    fitted(model := model_of(), 1, wandb="digits")
+    assert made == ["digits"] and any(isinstance(one, Wandb) for one in model.trainer.callbacks)
 
 
 def test_a_copy_begins_a_run_of_its_own():
