@@ -28,6 +28,7 @@ _HOMES = {
     "Regression": ".metrics.regression",
     "Perplexity": ".metrics.perplexity",
     "by_group": ".metrics.by_group",
+    "digest": ".checkpoint.digests",
     "Callback": ".hooks",
     "Logger": ".output.logger",
     "WarmUpLR": ".update.lr_scheduler",
@@ -46,6 +47,7 @@ _HOMES = {
     "LivePlot": ".callbacks.live_plot",
     "LogRecords": ".callbacks.log_records",
     "Monitor": ".callbacks.monitor",
+    "Notify": ".callbacks.notify",
     "Profile": ".callbacks.profile",
     "ProgressBar": ".callbacks.progress_bar",
     "SampleOutputs": ".callbacks.sample_outputs",
@@ -74,12 +76,14 @@ if TYPE_CHECKING:  # for editors and type checkers, which take a module with __g
     from .callbacks.live_plot import LivePlot as LivePlot  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.log_records import LogRecords as LogRecords  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.monitor import Monitor as Monitor  # type: ignore[import-not-found,unused-ignore]
+    from .callbacks.notify import Notify as Notify  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.profile import Profile as Profile  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.progress_bar import ProgressBar as ProgressBar  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.sample_outputs import SampleOutputs as SampleOutputs  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.stop_after import StopAfter as StopAfter  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.swa import SWA as SWA  # type: ignore[import-not-found,unused-ignore]
     from .callbacks.tensorboard import TensorBoard as TensorBoard  # type: ignore[import-not-found,unused-ignore]
+    from .checkpoint.digests import digest as digest
     from .data.agreement import Divided as Divided
     from .data.chained import Chained as Chained
     from .data.in_memory import TensorLoader as TensorLoader

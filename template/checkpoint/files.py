@@ -54,7 +54,7 @@ def _written(state, path):
 
     An older file is only replaced after that, so at every instant a complete one is there.
     """
-    path = Path(path)
+    path = Path(run_folder.place(path))
     _refuse_unreadable(state, path.parent)
     state = with_digest(state, path.parent)
     temporary = run_folder.temporary_name(path)
@@ -306,6 +306,8 @@ def continue_in(model, folder, state):
     of the user's own stays.
     """
     folder, here = Path(folder).absolute(), model.path_of(".").absolute()
+    if run_folder.place(folder) != folder:  # of the run that this one reproduces, which is only read
+        return
     if folder != here:
         is_own_name = here == Path(model.started_in, model.asked_dir).absolute()
         if not run_folder.is_time_stamped(here) and (is_own_name or folder not in _folders(model)):

@@ -17,8 +17,17 @@
 - ``loss_forward.py``: and of a training batch?
 """
 
-from .accumulators import Confusion as Confusion  # ``from utils.metrics import Confusion`` was the old way
-from .accumulators import Mean as Mean
-from .accumulators import Metric as Metric
-from .accumulators import Score as Score
-from .accumulators import Stored as Stored
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .accumulators import Confusion as Confusion
+    from .accumulators import Mean as Mean
+    from .accumulators import Metric as Metric
+    from .accumulators import Score as Score
+    from .accumulators import Stored as Stored
+else:
+    def __getattr__(name: str) -> Any:  # ``from utils.metrics import Confusion`` was the old way
+        if name not in ("Confusion", "Mean", "Metric", "Score", "Stored"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from . import accumulators
+        return getattr(accumulators, name)

@@ -2,6 +2,8 @@
 
 - ``run_folder.py``: where do the files of a run go, and what would make it again?
 - ``run_lock.py``: who trains in the folder, and how is another one kept from writing there meanwhile?
+- ``run_record.py``: what did a run leave, and did it finish?
+- ``conditions.py``: which runs does a person mean by "lr<1e-3"?
 - ``processes.py``: which process is which, and is it still there?
 - ``forks.py``: what becomes of the run's objects in a child of a fork?
 - ``logger.py``: how does everything printed get into ``log.txt``?

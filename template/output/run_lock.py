@@ -161,6 +161,20 @@ class RunLock:
                              "nothing there. A trainer that is made in the child has a folder of its own.")
 
 
+def is_held(folder: str | Path) -> bool | None:
+    """Whether somebody trains in ``folder`` now. False: a lock was left behind there, by a process that was killed; None:
+    there is no lock. It only looks, and waits for nothing: a lock of another machine counts until it is silent for a minute.
+    """
+    path = Path(folder).resolve() / NAME
+    if path in _HELD:
+        return True
+    found = _read(path)
+    if found is None:
+        return None
+    is_alive = _is_alive({"pid": None, "started": None, "folder": "", **found}, _identity(path), path)
+    return time.time() - found["renewed"] / 1e9 < SILENT_SECONDS if is_alive is None else is_alive
+
+
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 

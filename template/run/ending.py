@@ -11,10 +11,12 @@ killed can say nothing: its lock is left behind.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..metrics.best import better_when
 from ..output import run_folder
+from .signals import is_interactive
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -27,10 +29,13 @@ class End:
         self.trainer = trainer
         self.how = self.why = ""
         self.has_trained = False  # in this process
+        self._is_open = False     # its loop was left: by a break, or by an error of which nobody can know yet
+        self._waiting: list[Callable[[], object]] = []
 
     def forget(self) -> None:
         """The training begins, or goes on."""
-        self.how, self.why, self.has_trained = "", "", True
+        self.how, self.why, self.has_trained, self._is_open = "", "", True, False
+        self._waiting.clear()
 
     def know(self, how: str, why: str = "") -> None:
         self.how, self.why = how, why
@@ -50,6 +55,26 @@ class End:
         if not self.how:
             stop = self.trainer.should_stop
             self.know("stopped" if stop == "now" or not is_over else "finished", "should_stop" if stop else "")
+            self._is_open = not is_over and not stop and not is_interactive()
+
+    def when_known(self, tell: Callable[[], object]) -> None:
+        """Call ``tell()`` as soon as it is certain how the run ended: now, or at the exit of the process. An error in the
+        body of the loop leaves the loop as a ``break`` does."""
+        if self._is_open:
+            self._waiting.append(tell)
+        else:
+            tell()
+
+    def settle(self, error: BaseException | None) -> None:
+        """At the exit of the process, which ``error`` ended, if any."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        if error is not None:
+            self.know_error(error)
+            self.note()
+        while self._waiting:
+            self._waiting.pop(0)()
 
     def note(self) -> None:
         """Write it to ``config.json``."""

@@ -451,9 +451,10 @@ class Lifetime:
         if self.trainer.world.size > 1 and error is not None:
             self.open_epoch = None  # an error ends this rank, and the others wait elsewhere
         self._is_done = error is None
-        if error is not None:
+        if error is not None and not self._is_closed:
             self.end.know_error(error)
         self.close()
+        self.end.settle(error)
         self.folder.take_away(error)  # load_state found no file, for instance
 
     def is_nested(self):
