@@ -287,7 +287,9 @@ class LivePlot(Callback):
         self._is_drawn, is_first = True, not self._drawn
         if place == "notebook":
             svg = figure(self.rows, self._title, key, self._best, self._unit)
-            self._figure.show({"image/svg+xml": svg, "text/plain": text_figure(self.rows, key, self._best)})
+            # the text is seen in a notebook that is not trusted yet, whose font seldom has braille of its own width
+            text_of_it = text_figure(self.rows, key, self._best, characters="blocks")
+            self._figure.show({"image/svg+xml": svg, "text/plain": text_of_it})
         elif place == "terminal":
             self._print(key, text)
         self._drawn = time.perf_counter()
