@@ -20,6 +20,12 @@ for rounds in (1, 7, 50):
         assert abs(row[f"{part}/auc"] - roc_auc_score(labels, predicted)) < 1e-9, (rounds, part)
         assert abs(row[f"{part}/binary_logloss"] - log_loss(labels, predicted)) < 1e-6, (rounds, part)
 assert plot._look().startswith("epoch 50/50") and ", best auc 0.9" in plot._look()
+from utils import History
+history = History("history.csv", png=False)           # "fits in the place of plot"
+sets = [lightgbm.Dataset(x, y), lightgbm.Dataset(x_val, y_val)]
+lightgbm.train({"verbose": -1}, sets[0], 3, valid_sets=sets[1:], valid_names=["val"], callbacks=[log_to(history)])
+history.close()
+assert [list(row) for row in History("history.csv").rows] == [["epoch", "eval/l2", "seconds"]] * 3
 """,
     "catboost": """
 from sklearn.metrics import log_loss, roc_auc_score
