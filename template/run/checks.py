@@ -59,8 +59,10 @@ def _check_types(model):
         if isinstance(value, kind) and not isinstance(value, nn.ModuleList):
             raise TypeError(f"{name} must be a list, got one {type(value).__name__}. Write self.{name} = [it].")
         if not isinstance(value, (list, tuple, nn.ModuleList)) or not all(isinstance(part, kind) for part in value):
+            is_nested = isinstance(value, (list, tuple)) and any(isinstance(part, list) for part in value)
+            nested = f" A list is in it: build_optimizer gives one, so write self.{name} = build_optimizer(…)."
             raise TypeError(f"{name} must be a list of {kind.__name__}, got {short(value)}. Set it in __init__, after "
-                            f"super().__init__().{_hint(model, name)}")
+                            f"super().__init__().{nested if is_nested else ''}{_hint(model, name)}")
         if not len(value):
             raise ValueError(f"{name} must not be empty. Set it in __init__, after super().__init__().")
     check_criterion(model.criterion)

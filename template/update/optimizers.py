@@ -94,7 +94,8 @@ def param_groups(model: nn.Module, rates: Mapping[str, float], no_decay: Sequenc
         for key in sorted(key for key in groups if key[0] == path):
             _, layer, number = key
             name = kinds[number]
-            group: dict[str, Any] = {"params": groups[key], "lr": rates[path]}
+            rate = rates[path]  # a tensor of its own for each group, or all would follow one
+            group: dict[str, Any] = {"params": groups[key], "lr": rate.clone() if isinstance(rate, torch.Tensor) else rate}
             parts = [path or ("rest" if len(rates) > 1 else "model")]
             if roles is not None and rates.keys() == {""}:
                 parts = []
@@ -134,7 +135,7 @@ def _require(model, rates, no_decay, layer_decay, weight_decay, roles):
         raise TypeError("rates must be a dict of paths and learning rates, for example {'backbone': 1e-5, 'head': 1e-3}, or "
                         f"{{'': 1e-3}} for the whole model; got {rates!r}.")
     for path, rate in rates.items():
-        if not isinstance(rate, (int, float)) or isinstance(rate, bool) or not rate >= 0:
+        if not isinstance(rate, (int, float, torch.Tensor)) or isinstance(rate, bool) or not rate >= 0:
             raise ValueError(f"Learning rates are numbers from 0 on; rates[{path!r}] is {rate!r}.")
     for kind in [no_decay] if isinstance(no_decay, str) else no_decay:
         if isinstance(no_decay, str) or not isinstance(kind, type) and kind not in KINDS:

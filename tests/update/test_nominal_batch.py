@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from template.data.in_memory import TensorLoader
 from template.hooks import Callback
-from template.update.nominal_batch import Accumulation, NominalBatch, Rising
+from template.update.nominal_batch import Accumulation, NominalBatch, Rising, accumulation_of
 
 
 class Sizes(Callback):
@@ -149,6 +149,26 @@ def test_a_run_counted_in_updates_ends_with_them_and_so_does_the_rate():
     assert trainer.global_step == len(trainer.look.sizes) == 11
     assert trainer.optimizer_list[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
     assert trainer.total_epochs == 3  # 14 batches are 7 updates, then 4 an epoch: the last of the 11 ends the second
+
+
+class Told(Callback):
+    """What the progress bar is told of each epoch's number of updates, and how many came."""
+
+    def __init__(self):
+        self.told, self.came = [], []
+
+    def on_train_start(self, model):
+        self.told.append(accumulation_of(model).behind(model.batches_done) + accumulation_of(model).ahead(14))
+        self.came.append(0)
+
+    def on_after_step(self, model):
+        self.came[-1] += 1
+
+
+def test_the_updates_of_each_epoch_are_known_before_it():
+    told = Told()
+    trainer_of(warm_up_updates=12, callbacks=[told]).fit(4)
+    assert told.told == told.came == [8, 4, 4, 4]  # 1 1 1 2 2 2 2 3 batches, 3 3 4 4, 4 4 4 2
 
 
 def test_another_batch_size_changes_the_number_of_batches_and_the_weight_decay():

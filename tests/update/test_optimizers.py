@@ -433,6 +433,26 @@ def test_the_attribute_switches_optimizers_over_that_were_built_without_to_the_s
     assert not kind.startswith("Adam") or not torch.equal(train(True), train(False))
 
 
+def test_a_list_in_the_list_is_refused_with_what_to_write():
+    trainer = Tiny()
+    trainer.optimizer_list = [build_optimizer("SGD", trainer.model_list)]
+    with pytest.raises(TypeError, match="A list is in it: .* write self.optimizer_list = build_optimizer"):
+        trainer.check_init(use_tb=False)
+
+
+def test_each_group_ends_at_the_same_share_of_its_own_rate_also_of_one_that_is_a_tensor():
+    for kind, args, factor in (("cosine", {}, lambda s: 0.01 + 0.99 * (1 + math.cos(math.pi * s)) / 2),
+                               ("linear", {}, lambda s: 1 - 0.99 * s), ("exponential", {}, lambda s: 0.01**s),
+                               ("polynomial", {"power": 2.0}, lambda s: 0.01 + 0.99 * (1 - s) ** 2)):
+        model, look = Net(), Rates()
+        optimizers = build_optimizer("Adam", model, torch.tensor(1e-2), rates={"head": 1e-3})
+        trained(model, optimizers, callbacks=[look], lr_scheduler_type=kind, lr_scheduler_args={"final_ratio": 0.01, **args})
+        bases = [1e-3 if group["name"].startswith("head/") else 1e-2 for group in optimizers[0].param_groups]
+        assert len(look.rates) == 12 and len(set(bases)) == 2
+        for step, rates in enumerate([*look.rates, [float(group["lr"]) for group in optimizers[0].param_groups]]):
+            assert rates == [pytest.approx(base * factor(step / 12)) for base in bases], kind
+
+
 def test_what_has_no_fused_form_is_refused_by_check_init_and_so_is_foreach_beside_it():
     for optimizer, message in ((torch.optim.RMSprop, "RMSprop has none. Leave fused out"),
                                (partial(torch.optim.SGD, foreach=True), "foreach=True of SGD exclude each other")):
