@@ -77,7 +77,7 @@ def split_batch(batch, dtype):
         TypeError: the batch is neither a tuple or list of at least two nor a dict with labels.
     """
     if isinstance(batch, Mapping) and (label := label_name(batch)):
-        return {name: part for name, part in batch.items() if name != label}, batch[label]
+        return {name: _as_dtype(part, dtype) for name, part in batch.items() if name != label}, batch[label]
     if not isinstance(batch, (list, tuple)) or len(batch) < 2 or isinstance(batch, PackedSequence):
         what = type(batch).__name__ + (f" with keys {list(batch)}" if isinstance(batch, Mapping) else "")
         raise TypeError(

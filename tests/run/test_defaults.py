@@ -26,6 +26,26 @@ def randint(*args, seed=1):
     return torch.randint(*args, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("label", ["labels", "label"])
+def test_dict_batches_with_labels_train_and_score_as_tuples_do(label):
+    class Named(nn.Linear):
+        def forward(self, pixels, shift=0):
+            return super().forward(pixels + shift)
+
+    def trainer(batches):
+        torch.manual_seed(0)
+        model = Named(6, 3)
+        made = tiny_trainer(model=model, train_loader=batches, eval_loader=batches[:2], preflight=False)
+        made.fit(2)
+        return made
+
+    tuples = [(randn(5, 6, seed=i), randint(3, (5,), seed=i)) for i in range(4)]
+    one, other = trainer(tuples), trainer([{"pixels": x.double(), label: y} for x, y in tuples])
+    assert one.eval_result == other.eval_result and "acc" in one.eval_result
+    assert torch.equal(one.model_list[0].weight, other.model_list[0].weight)
+    assert torch.equal(other.predict([{"pixels": tuples[0][0]}]), one.predict([tuples[0][0]]))
+
+
 # --- labels in the dtype that a loss takes ----------------------------------------------------------------------------
 
 LARGE = torch.tensor([[1001], [70001], [-3], [257], [0], [12345]])  # no half precision holds the first two
