@@ -3,6 +3,7 @@
 # make test: sets up .venv and runs all tests, in less than eight minutes on two cores; the slowest ten are listed at the end.
 # make faults: kills, damages, full disks and hostile files in great number, 15 to 30 minutes, with a table of figures.
 # make examples: sets up .venv and runs every script of examples/, each less than a minute.
+# make trackers: the trackers with their packages, each in an environment of its own in .venv-trackers.
 # make bench: sets up .venv and prints what updates, checkpoints and imports cost here, in about ten minutes.
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 # Two processes, one for each core of a small machine; the one that is done first takes over tests of the other.
 WORKERS := -n 2 --dist worksteal
 
-.PHONY: install train examples quick test faults lint bench clean
+.PHONY: install train examples quick test faults trackers lint bench clean
 
 install: $(VENV)/.train
 
@@ -29,6 +30,21 @@ test: $(VENV)/.test
 faults: $(VENV)/.test
 	FAULTS=long PYTHONPATH=tests/jobs $(BIN)/python -m pytest $(WORKERS) -p fault_figures tests/scenarios/test_faults.py \
 		tests/parallel/test_failures_dist.py $(ARGS)
+
+# Each environment has the tracker's package alone, and reads the rest, torch for example, from $(VENV).
+TRACKERS := wandb trackio swanlab mlflow
+
+trackers: $(TRACKERS:%=.venv-trackers/%/.done)
+	for name in $(TRACKERS); do \
+		.venv-trackers/$$name/bin/python -m pytest tests/trackers/test_tracker_packages.py $(ARGS) || exit 1; done
+
+.venv-trackers/%/.done: $(VENV)/.test
+	rm -rf .venv-trackers/$*
+	$(BIN)/python -m venv .venv-trackers/$*
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > \
+		$$(.venv-trackers/$*/bin/python -c "import site; print(site.getsitepackages()[0])")/shared.pth
+	.venv-trackers/$*/bin/python -m pip install -q -c constraints.txt $*
+	touch $@
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -52,4 +68,4 @@ $(VENV)/.test: setup.cfg constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .venv-trackers build *.egg-info
