@@ -148,6 +148,13 @@ def _feed_tensor(found, tensor):
     tensor = tensor.detach()
     if hasattr(tensor, "full_tensor"):
         tensor = tensor.full_tensor()
+    if hasattr(tensor, "__tensor_flatten__"):  # a subclass that is made of tensors, as quantizers have them
+        names, _ = tensor.__tensor_flatten__()
+        found.update(f"{type(tensor).__name__} {list(tensor.shape)} {len(names)};".encode())
+        for name in sorted(names):
+            _feed(found, name)
+            _feed_tensor(found, getattr(tensor, name))
+        return
     tensor = tensor.cpu()
     found.update(f"tensor {tensor.dtype} {list(tensor.shape)};".encode())
     if tensor.layout is torch.sparse_coo:

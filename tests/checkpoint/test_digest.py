@@ -89,6 +89,14 @@ def test_sparse_conjugated_and_quantized_tensors_have_one():
     assert digest({"w": dense.to_sparse_csr()}) != digest({"w": 2 * dense.to_sparse_csr()})
 
 
+def test_a_tensor_that_is_made_of_tensors_has_one_of_its_parts():
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    parts = torch.zeros(2), torch.ones(2)
+    found = [digest({"w": TwoTensor(a.clone(), b.clone())}) for a in parts for b in parts]
+    assert len(set(found)) == 4 and found[1] == digest({"w": TwoTensor(*parts)})
+
+
 def test_what_wraps_a_model_and_tied_weights_make_no_difference():
     model = tiny_model()
     expected = digest(model.state_dict())
@@ -155,7 +163,7 @@ def test_each_save_has_the_digest_of_its_weights_in_the_file_and_in_the_table():
 def test_the_memory_format_of_the_training_makes_no_difference():
     model, plain = (nn.Sequential(nn.Linear(6, 4), nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2), nn.Flatten())
                     for _ in range(2))
-    trainer = tiny_trainer(model, ckpt_dir="run", channels_last=True)
+    trainer = tiny_trainer(model=model, ckpt_dir="run", channels_last=True)
     trainer.train_loop()
     trainer.eval()
     trainer.close()
