@@ -294,8 +294,11 @@ def note_end(folder, end):
     without it goes on, was killed, or did not train."""
     path = Path(folder) / "config.json"
     with told_when_it_fails(path):
-        starts = json.loads(path.read_text(encoding="utf-8"))
-        own = [start for start in starts if start.get("process", {}).get("id") == os.getpid()]
+        try:
+            starts = json.loads(path.read_text(encoding="utf-8"))
+            own = [start for start in starts if start.get("process", {}).get("id") == os.getpid()]
+        except (ValueError, AttributeError) as error:  # somebody edited it
+            raise OSError(f"it is damaged ({error})") from error
         if own:
             own[-1]["ended"] = end
             replace_file(path, json.dumps(starts, indent=2, default=str) + "\n")

@@ -119,6 +119,14 @@ def test_a_run_that_is_continued_is_what_its_last_training_was(runs):
     assert find_run("again").state == "finished" and len(find_run("again").record.starts) == 3
 
 
+@pytest.mark.parametrize("content", ["[{", "[1]", "{}"])
+def test_a_config_that_was_damaged_meanwhile_ends_nothing(content, capsys):
+    train("odd", act=lambda: Path("check_point/odd/config.json").write_text(content))
+    printed = capsys.readouterr().out
+    assert "2 epochs done" in printed and ("config.json could not be written: it is damaged" in printed) == (content != "{}")
+    assert Path("check_point/odd/config.json").read_text() == content and find_run("odd").epochs == 2
+
+
 def test_an_error_in_the_body_of_a_loop_is_a_crash_and_leaving_it_is_a_stop(tmp_path):
     (tmp_path / "job.py").write_text(
         "import sys\nfrom tiny import tiny_trainer\nfrom template import Notify\n"
