@@ -399,15 +399,18 @@ def _of_one_group(groups):
 
 
 def _matrices(model, adamw_parts):
-    """Ids of the parameters that Muon can take: weights of two dimensions, outside of ``adamw_parts``."""
-    named = list(_parameters(model))
+    """Ids of the parameters that Muon can take: weights of two dimensions, outside of ``adamw_parts``. One that is shared
+    goes by all its names: an output layer that is an embedding too is an embedding."""
+    named = [(f"{prefix}.{name}".lstrip("."), module, p) for prefix, module in model.named_modules(remove_duplicate=False)
+             for name, p in module.named_parameters(recurse=False, remove_duplicate=False)]
     for part in [adamw_parts] if isinstance(adamw_parts, str) else adamw_parts:
         if isinstance(adamw_parts, str) or not any(_longest(name, [part]) for name, _, _ in named):
             parts = [name for name, _ in model.named_children()]
             raise ValueError(f"adamw_parts must be a tuple of paths of modules, such as ('head',), and the model has the "
                              f"parts {parts}; got {adamw_parts!r}.")
-    return {id(p) for name, owner, p in named
-            if role_of(name, owner, p) == "weight" and p.dim() == 2 and _longest(name, adamw_parts) is None}
+    others = {id(p) for name, owner, p in named
+              if role_of(name, owner, p) != "weight" or p.dim() != 2 or _longest(name, adamw_parts) is not None}
+    return {id(p) for _, _, p in named} - others
 
 
 def _with_adamw(muon, groups, arguments, adamw_groups, adamw_arguments, matrices):

@@ -323,6 +323,18 @@ def test_a_device_or_a_dtype_without_fused_kernels_is_refused_in_words():
         build_optimizer("SGD", nn.Linear(2, 2, dtype=torch.complex64), fused=True)
 
 
+@pytest.mark.parametrize("first", ["head", "table"])
+def test_an_output_layer_that_is_an_embedding_too_goes_to_adamw_also_by_its_own_name(first):
+    pytest.importorskip("torch.optim._muon")
+    parts = {"head": nn.Linear(8, 5, bias=False), "body": nn.Linear(8, 8, bias=False), "table": nn.Embedding(5, 8)}
+    model = nn.ModuleDict({name: parts[name] for name in (first, *(name for name in parts if name != first))})
+    model["head"].weight = model["table"].weight
+    for adamw_parts in ((), ("head",)):
+        muon, adamw = build_optimizer("Muon", model, adamw_parts=adamw_parts)
+        assert [id(p) for group in muon.param_groups for p in group["params"]] == [id(model["body"].weight)]
+        assert [id(p) for group in adamw.param_groups for p in group["params"]] == [id(model["table"].weight)]
+
+
 # --- the same training as with groups by hand -----------------------------------------------------------------------------
 
 
