@@ -19,7 +19,7 @@ train: $(VENV)/.train
 	$(BIN)/python train.py $(ARGS)
 
 examples: $(VENV)/.examples
-	for script in examples/*.py examples/styles/*_style.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in examples/*.py examples/styles/*_style.py examples/*/train_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 quick: $(VENV)/.test
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow" $(ARGS)

@@ -21,6 +21,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from .yaml_files import ConfigError, Given
@@ -33,7 +34,9 @@ _LEADING_ZERO = re.compile(r"[-+]?0[\d_]+(\.\d*)?")
 _SPECIAL = {"inf": math.inf, "nan": math.nan, "infinity": math.inf}
 _LISTS = (list, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 _DICTS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null",
+          Path: "a path"}
+_SCALARS = (bool, int, float, str, type(None))
 _SAFE_TEXT = re.compile(r"(\.{0,2}/)?[A-Za-z_][\w./+-]*( [\w./+-]+)*", re.ASCII)
 
 
@@ -57,11 +60,20 @@ def is_plain(hint: Any) -> bool:
     """Whether ``to_type`` itself knows what a value of this type is."""
     for part in parts_of(hint):
         origin, arguments = typing.get_origin(part), typing.get_args(part)
-        if part is Any or part in _WORDS or origin is Literal:
+        if part is Any or part in _SCALARS or _choices(part):
             continue
         if (origin or part) not in (*_LISTS, *_DICTS) or not all(is_plain(one) for one in arguments if one is not ...):
             return False
     return True
+
+
+def _choices(part):
+    """``{as it is written: value}`` of a ``Literal`` or an enumeration; empty for other types."""
+    if typing.get_origin(part) is Literal:
+        return {str(choice): choice for choice in typing.get_args(part)}
+    if isinstance(part, type) and issubclass(part, enum.Enum):
+        return dict(part.__members__)
+    return {}
 
 
 def described(hint: Any) -> str:
@@ -69,8 +81,8 @@ def described(hint: Any) -> str:
     words = []
     for part in parts_of(hint):
         origin = typing.get_origin(part)
-        if origin is Literal:
-            words.append("one of " + ", ".join(map(str, typing.get_args(part))))
+        if choices := _choices(part):
+            words.append("one of " + ", ".join(choices))
         elif (origin or part) in _LISTS:
             (of,) = typing.get_args(part)[:1] or (Any,)
             words.append("a list" if of is Any else f"a list of items that are {described(of)}")
@@ -79,14 +91,14 @@ def described(hint: Any) -> str:
         elif part is Any or part in _WORDS:
             words.append(_WORDS.get(part, "any value"))
         else:
-            words.append(f"of the type {getattr(part, '__name__', str(part))}")
+            words.append(f"an object of the class {getattr(part, '__name__', str(part))}")
     words = list(dict.fromkeys(words))
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def to_type(given: Given, hint: Any) -> Any:
-    """The value that somebody meant, for a type made of bool, int, float, str, None, Literal, Any, lists and dicts; for
-    other types plain data that jsonargparse takes.
+    """The value that somebody meant, for a type made of bool, int, float, str, None, Literal, Enum, Any, lists and dicts;
+    for other types plain data that jsonargparse takes.
 
     Raises:
         Mismatch: it does not fit, or could mean two things.
@@ -108,12 +120,12 @@ def to_type(given: Given, hint: Any) -> Any:
 
 def _scalar(given, text, parts, hint):
     word = text.strip().lower()
-    for part in parts:
-        if typing.get_origin(part) is Literal:
-            for choice in typing.get_args(part):
-                if text == str(choice) or choice is None and word in _NONE or word in (_TRUE if choice is True else (
-                        _FALSE if choice is False else ())):
-                    return choice
+    choices = {written: choice for part in parts for written, choice in _choices(part).items()}
+    if text in choices:
+        return choices[text]
+    for choice, words in ((None, _NONE), (True, _TRUE), (False, _FALSE)):
+        if word in words and choices.get(str(choice), text) is choice:
+            return choice
     anything = Any in parts or str not in parts and not is_plain(hint)
     if word in _NONE and (type(None) in parts or anything):
         return None
@@ -127,10 +139,9 @@ def _scalar(given, text, parts, hint):
             raise Mismatch(given, f"None is no text. Write '{text}' in quotes if you mean the word." if text else
                            "Nothing stands there. Write '' for an empty text.")
         return text
-    choices = {str(choice).lower(): choice for part in parts if typing.get_origin(part) is Literal
-               for choice in typing.get_args(part)}
-    close = difflib.get_close_matches(word, choices, n=1)
-    raise Mismatch(given, f"Did you mean {choices[close[0]]}?" if close else "")
+    names = {written.lower(): written for written in choices}
+    close = difflib.get_close_matches(word, names, n=1)
+    raise Mismatch(given, f"Did you mean {names[close[0]]}?" if close else "")
 
 
 def _number(given, text, parts, anything):

@@ -24,7 +24,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from torch import nn
 
@@ -44,6 +44,7 @@ TrainerT = TypeVar("TrainerT", bound="TemplateModel")
 _RESERVED = ("config", "print_config", "help", SET, INCLUDE)
 _WIDTH = 110
 _SEED = f"{SET}.seed"
+_NOT_STORED = ("resume",)  # the stored settings begin the run again
 
 
 def configure(kind: type[TrainerT], argv: Sequence[str] | None = None, *, config: str | Path | None = None,
@@ -74,13 +75,23 @@ def configure(kind: type[TrainerT], argv: Sequence[str] | None = None, *, config
             raise SystemExit(0)
         if "print_config" in asked:
             if int(os.environ.get("RANK", "0")) == 0:
-                print(settings.text(), end="")
+                _print_file(settings.text())
             raise SystemExit(0)
         settings.require_all()
         return settings.build()
     except ConfigError as error:
         print(f"{Path(sys.argv[0]).name or 'configure'}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _print_file(text):
+    """Print what becomes a file by ``> my.yml`` in UTF-8, which is not what Windows writes by itself."""
+    if hasattr(sys.stdout, "buffer") and not sys.stdout.isatty():
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode("utf-8"))
+        sys.stdout.buffer.flush()
+    else:
+        print(text, end="")
 
 
 class Settings:
@@ -242,10 +253,10 @@ class Settings:
         if name.startswith(f"{SET}.") and last in self.known:
             where = f"--{last}" if on_command_line else f"it at the left margin, and not below `{SET}:`"
             return f"{last} is an argument of {self.kind.__name__}. Write {where}."
-        possible = {key: key for key, setting in self.known.items() if not setting.refusal}
-        plain = {_plain(key): key for key in possible} | {_plain(key.split(".")[-1]): key for key in reversed(possible)}
-        close = [plain[match] for part in (name, last) for match in difflib.get_close_matches(_plain(part), plain, n=1)]
+        possible = [key for key, setting in self.known.items() if not setting.refusal]
         own = [key for key in possible if not key.startswith(f"{SET}.")]
+        close = _nearest(name, [key for key in possible if key.rpartition(".")[0] == name.rpartition(".")[0]]) or _nearest(
+            last, possible)
         text = f"{written} is no setting of {self.kind.__name__}."
         if inside := [key for key in possible if key.startswith(f"{name}.")]:
             return f"{written} is a section, and its settings are {', '.join(dash + key for key in inside[:8])}."
@@ -270,7 +281,10 @@ class Settings:
 
     def build(self) -> Any:
         """The trainer, with its attributes set and the settings ready to be stored."""
-        arguments = arguments_from(self.kind, self.values, self.objects)
+        try:
+            arguments = arguments_from(self.kind, self.values, self.objects)
+        except ValueError as error:  # a dataclass looks at its fields
+            raise ConfigError(str(error)) from None
         seed = self.values.get(_SEED, self.values.get("seed"))
         seed_of_weights = None if is_seed_asked_for() else seed_everything(seed if isinstance(seed, int) else None)
         trainer = self.kind(**arguments, **self.objects)
@@ -322,6 +336,8 @@ class Settings:
                  "# A line that begins with # shows what counts if nothing else is set: remove the # to set it."]
         lines += [f"# {name}: given by the script" for name in self.objects]
         values = dict(self.values) if seed is None else {**self.values, _SEED: seed}
+        if trainer is not None:
+            values = {key: value for key, value in values.items() if key.split(".")[-1] not in _NOT_STORED}
         group: str | None = None
         section: tuple[str, ...] = ()
         for setting in self._settable():
@@ -345,8 +361,9 @@ class Settings:
             value = self._written(setting.key) if setting.key in self.values else values[setting.key]
             if _is_plain_value(value):
                 return f"{name}: {as_yaml(value)}"
-            return f"# {name}: {type(value).__name__}, which the script gives"
-        value = setting.default if trainer is None else getattr(trainer, name, setting.default)
+            return f"# {name}: {getattr(value, '__name__', type(value).__name__)}"
+        is_effective = trainer is not None and setting.is_attribute
+        value = getattr(trainer, name, setting.default) if is_effective else setting.default
         if value is MISSING:
             return f"# {name}:"
         return f"# {name}: {as_yaml(value) if _is_plain_value(value) else type(value).__name__}"
@@ -430,17 +447,26 @@ def _by_jsonargparse(setting, given, value):
     except ImportError:
         raise ModuleNotFoundError(f"{setting.key} is made by jsonargparse: pip install jsonargparse pyyaml") from None
     from argparse import ArgumentError
+    if any(isinstance(kind, type) and issubclass(kind, (nn.Module, Callback)) for kind in _kinds(setting.hint)):
+        value = _with_whole_paths(value, given)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=setting.hint)
     try:
-        return parser.instantiate(parser.parse_object({"value": _with_whole_paths(value, given)})).value
+        return parser.instantiate(parser.parse_object({"value": value})).value
     except (ArgumentError, ValueError, TypeError) as error:
         raise Mismatch(given, _reason(error)) from None
 
 
+def _kinds(hint):
+    """The types in a type: Callback in list[Callback] | None."""
+    for part in parts_of(hint):
+        yield part
+        yield from (kind for argument in get_args(part) for kind in _kinds(argument))
+
+
 def _reason(error):
     """What jsonargparse says, without its frame of types and values."""
-    frame = ("Parser key", "Does not validate", "Subtypes:", "Errors:", "Given value")
+    frame = ("Parser key", "Does not validate", "Subtypes", "Errors", "Given value")
     lines = [line.strip(" -").rstrip(".:") for line in str(error).splitlines() if "NoneType" not in line]
     return " ".join(f"{line}." for line in lines if line and not line.startswith(frame))
 
@@ -476,6 +502,12 @@ def _is_plain_value(value):
     if isinstance(value, (list, tuple, set, frozenset)):
         return all(map(_is_plain_value, value))
     return value is None or isinstance(value, (bool, int, float, str, enum.Enum, Path))
+
+
+def _nearest(name, keys):
+    """The key that looks most like a name, as a list; an empty one where none does."""
+    plain = {_plain(key.split(".")[-1]): key for key in reversed(keys)}
+    return [plain[match] for match in difflib.get_close_matches(_plain(name.split(".")[-1]), plain, n=1)]
 
 
 def _plain(name):

@@ -150,8 +150,10 @@ def _linear(s, final_ratio=0.0):
     return 1 + (final_ratio - 1) * s
 
 
-def _exponential(s, final_ratio=0.01):
-    return final_ratio**s
+def _exponential(s, final_ratio=0.01, decay=None):
+    """By the same factor at each step; or with ``decay``, in (0, 1), what is left of the way to the final rate is that share
+    of it at the end, and the curve is stretched to reach it."""
+    return final_ratio**s if decay is None else final_ratio + (1 - final_ratio) * (decay**s - decay) / (1 - decay)
 
 
 def _polynomial(s, final_ratio=0.0, power=2.0):

@@ -1,6 +1,7 @@
 """Settings from YAML and the command line: what is set, what is refused and how, what is stored and repeated."""
 
 import dataclasses
+import enum
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,11 @@ class Weights:
 THREE = Weights(3.0)
 
 
+class Color(enum.Enum):
+    RED = 1
+    GREEN = "no"
+
+
 class Configured(Tiny):
     """A trainer with one argument of each kind.
 
@@ -43,6 +49,7 @@ class Configured(Tiny):
 
     def __init__(self, lr: float = 0.1, optimizer: Literal["SGD", "Adam"] = "SGD", weights: Weights = THREE,
                  widths: list[int] | None = None, name: str = "a", flag: bool = False, compile_mode: str | bool = False,
+                 color: Color = Color.RED, path: Path | None = None, act: nn.Module = None,  # type: ignore[assignment]
                  either: int | str = 1, limit: int | float | None = None, pair: tuple[int, float] = (1, 0.5)):
         torch_model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
         super().__init__(torch_model)
@@ -186,6 +193,9 @@ def test_objects_come_from_the_script():
     ("either: '1'", "either", "1"),        # quotes make a text
     ("widths: [1, 1e1]", "widths", [1, 10]),
     ("pair: [2, 3]", "pair", (2, 3.0)),
+    ("color: GREEN", "color", Color.GREEN),
+    ("path: Data", "path", Path("Data")),
+    ("act: null", "act", None),            # a default of None, where the type does not say so
     ("\ufefflr: 2", "lr", 2.0),            # a mark that editors on Windows write
 ])
 def test_a_value_is_what_people_mean_by_it(line, name, value):
@@ -216,6 +226,8 @@ def test_a_text_on_the_command_line_needs_no_quotes_of_yaml(word, value):
     ("set: {model_list: [a]}", "model_list holds objects, which __init__ builds"),
     ("optimizer: sgd", r"optimizer must be one of SGD, Adam, got 'sgd'. Did you mean SGD\? It is: which optimizer: SGD"),
     ("lr: fast", "a.yml, line 1: lr must be a number, got 'fast'. It is: learning rate"),
+    ("color: green", r"color must be one of RED, GREEN, got 'green'. Did you mean GREEN\?"),
+    ("act: ReLUU", r"act must be an object of the class Module or null, .*Did you mean ReLU\?"),
     ("lr: 010", "A number does not begin with a zero: write 10"),
     ("lr: yes", "lr must be a number, got 'yes'"),
     ("lr: None", "lr must be a number, got 'None'"),

@@ -260,6 +260,7 @@ def test_named_schedules_equal_those_of_torch_at_every_step(kind, args, referenc
 @pytest.mark.parametrize(("kind", "args", "last"), [
     ("cosine", {"final_ratio": 0.05}, 0.05), ("linear", {"final_ratio": 0.05}, 0.05), ("exponential", {}, 0.01),
     ("polynomial", {"final_ratio": 0.05}, 0.05), ("onecycle", {}, 1 / 25e4),
+    ("exponential", {"final_ratio": 0.05, "decay": 0.9**5}, 0.05),
 ])
 def test_named_schedules_end_at_their_final_ratio_and_stay_there(kind, args, last):
     optimizer = optimizer_of(0.2)
