@@ -19,7 +19,8 @@ train: $(VENV)/.train
 	$(BIN)/python train.py $(ARGS)
 
 examples: $(VENV)/.examples
-	for script in examples/*.py examples/styles/*_style.py examples/*/train_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in examples/*.py examples/styles/*_style.py examples/*/train_*.py; do \
+		echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 quick: $(VENV)/.test
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow" $(ARGS)
@@ -59,7 +60,7 @@ $(VENV)/.train: setup.cfg constraints.txt
 
 $(VENV)/.examples: setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e ".[demo,lightning]"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[examples]"
 	touch $@
 
 $(VENV)/.test: setup.cfg constraints.txt
