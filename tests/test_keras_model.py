@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from template import Callback, Confusion, KerasModel
 from template.keras_model import Accelerator, StepRunner
 from template.output.history_table import Table
+from template.tools import launch as launcher
 
 
 def plain_loop(epochs):
@@ -680,16 +681,26 @@ def test_what_a_step_returns_in_another_form_is_refused():
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="torch's launcher needs gloo and fork")
-def test_two_processes_give_the_numbers_of_one_and_it_goes_on_alone(tmp_path):
+def test_two_processes_give_the_numbers_and_the_weights_of_one(tmp_path):
     run_python("-m", "keras_job", cwd=tmp_path, env=ENVIRONMENT)
     found = torch.load(tmp_path / "results.pth")
     alone = model_of()
     fitted(alone, 2, gradient_accumulation_steps=2, ckpt_path="alone")
     for name in alone.history:
-        assert found["together"][name] == pytest.approx(alone.history[name], abs=1e-6), name
-        assert found["then"][name][:2] == found["together"][name] and len(found["then"][name]) == 3
+        assert found["history"][name] == pytest.approx(alone.history[name], abs=1e-6), name
     assert all(torch.allclose(mine, theirs, atol=1e-6) for mine, theirs in zip(found["weights"], weights_of(alone)))
-    assert found["evaluated"] == pytest.approx(alone.evaluate(loaders()[1]), abs=1e-6)
+
+
+def test_training_goes_on_from_what_other_processes_did_and_back(monkeypatch):
+    monkeypatch.setattr(launcher, "launch", lambda function, num_processes, package: {0: function(package)})  # in this one
+    once, model = stepping(), stepping()
+    fitted(once, 4, shuffle=True, ckpt_path="once")
+    model.fit_ddp(1, *loaders(shuffle=True), epochs=1, **plain(ckpt_path="parts"))
+    assert model.trainer is None and model.history["epoch"] == [1]
+    fitted(model, 1, shuffle=True, ckpt_path="parts")
+    model.fit_ddp(1, *loaders(shuffle=True), epochs=2, **plain(ckpt_path="parts"))
+    assert model.history == once.history and are_equal(weights_of(model), weights_of(once))
+    assert model.evaluate_ddp(1, loaders()[1], quiet=True) == once.evaluate(loaders()[1])
 
 
 def test_what_cannot_be_sent_to_another_process_is_told():
