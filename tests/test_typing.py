@@ -98,8 +98,8 @@ def test_every_public_function_method_and_event_is_fully_annotated(name):
 @pytest.mark.parametrize("path", sorted((PACKAGE / "tools").glob("[!_]*.py")), ids=lambda path: path.stem)
 def test_every_tool_is_fully_annotated(path):
     module = importlib.import_module(f"template.tools.{path.stem}")
-    tools = [member for name, member in vars(module).items() if inspect.isfunction(member) and not name.startswith("_")
-             and member.__module__ == module.__name__]
+    tools = [member for name, member in vars(module).items() if inspect.isfunction(member) or inspect.isclass(member)
+             if not name.startswith("_") and member.__module__ == module.__name__]
     assert tools
     assert not [missing for tool in tools for missing in missing_annotations(tool)]
 
