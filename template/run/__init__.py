@@ -22,6 +22,9 @@
 - ``requests.py``: what can a trainer be asked for around its loop?
 - ``weights_for_use.py``: which weights are evaluated, kept as the best and handed out?
 - ``predictions.py``: what do the models say of other data?
+- ``one_module.py``: how does a whole ``inference`` become one graph, for exports?
+- ``onnx_file.py``: how does an ONNX file come about, and how is it known to compute the same?
+- ``calibration.py``: which range of values do 8-bit numbers stand for?
 - ``trials.py``: how are several runs kept below one folder, and gone on with?
 - ``devices.py``: what may a device be called?
 - ``half_precision.py``: does half precision work on this GPU, and with these numbers?
