@@ -2,7 +2,9 @@
 
 import copy
 import json
+import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -281,6 +283,23 @@ def test_the_same_trainer_that_goes_on_after_its_end_or_after_an_error_continues
     assert sorted(curves(service.runs["run0"])["train/tol_loss"]) == [*range(1, 8), *range(9, 19)]  # 8 was not logged
 
 
+def test_a_signal_ends_the_run_as_stopped_and_without_uploading_a_checkpoint():
+    service = Service()
+
+    class Terminate(Callback):
+        def on_after_step(self, model):
+            if model.global_step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        built("exp", Kept(service, save_checkpoints=True), Terminate()).fit(2)
+    assert service.ends == ["stopped"] and not service.files
+    again = built("exp", Kept(service))
+    again.load_state("auto")
+    again.fit(2)
+    assert curves(service.runs["run0"]) == of_whole_run(2)
+
+
 def test_several_trainers_in_one_process_have_a_run_each_also_with_one_tracker_between_them():
     service = Service()
     shared = Kept(service)
@@ -403,6 +422,7 @@ def test_a_tool_that_looks_at_a_trainer_begins_no_run():
 # --- Csv and JsonLines ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, file, read", [(JsonLines, "numbers.jsonl", points_of_json_lines),
                                               (Csv, "numbers.csv", points_of_csv)], ids=["JsonLines", "Csv"])
 def test_the_file_of_a_killed_and_resumed_run_is_that_of_a_run_that_was_never_killed(kind, file, read, tmp_path):
