@@ -36,7 +36,7 @@ def run(name, update=0, pause=0.0, **options):
     for key in ("WANDB_API_KEY", "WANDB_MODE", "SWANLAB_API_KEY", "SWANLAB_MODE"):
         env.pop(key, None)
     done = subprocess.run([sys.executable, "-m", "tracker_job", name, str(update), str(pause),
-                           json.dumps(OPTIONS[name] | options)], env=env, capture_output=True, text=True, timeout=120,
+                           json.dumps(OPTIONS[name] | options)], env=env, capture_output=True, text=True, timeout=400,
                           stdin=subprocess.DEVNULL)
     assert done.returncode == (-9 if update else 0), done.stdout + done.stderr
     return done.stdout + done.stderr
