@@ -37,6 +37,7 @@ _STOPS_SECONDS = 60.0      # after SIGTERM, until the run is ended without being
 _LARGEST_COPY = 10_000_000  # bytes of a file that is copied rather than linked
 _OF_THE_RUN = {"ckpt_dir", "run_name", "overwrite", "batches_done", "epoch", "epochs_done", "global_step",
                "global_step_eval", "is_sharded", "should_stop", "write_params", "total_epochs", "total_updates"}
+_SENDS_NOTHING = {"WANDB_MODE": "disabled", "SWANLAB_MODE": "disabled"}  # by code of the user's
 _WITH_A_VALUE = ("-X", "-W", "--check-hash-based-pycs")  # options of Python
 
 
@@ -289,7 +290,8 @@ def _moved(argument, project, source, copy, folder):
 
 
 def _environment(start, scratch, project, top):
-    environment = {**os.environ, REPRODUCE_IN: str(scratch), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, **_SENDS_NOTHING, REPRODUCE_IN: str(scratch), "PYTHONDONTWRITEBYTECODE": "1",
+                   "MLFLOW_TRACKING_URI": (scratch / "mlruns").as_uri(), "TRACKIO_DIR": str(scratch / "trackio")}
     if isinstance(_seed_of(start), int):
         environment["REPRODUCE_SEED"] = str(_seed_of(start))
     threads = (start.get("environment") or {}).get("threads")

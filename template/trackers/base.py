@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..hooks import Callback
 from ..output.journal import Journal
-from ..output.run_folder import replace_file, settings_of, told_when_it_fails
+from ..output.run_folder import REPRODUCE_IN, replace_file, settings_of, told_when_it_fails
 from ..output.warn import warn
 from ..update.lr_scheduler import rates_by_name
 
@@ -171,7 +171,7 @@ class Tracker(Callback):
         """The training begins, or goes on: behind a ``load_state``, or behind an end in this process."""
         if self._is_loaded or not self._is_of(model):
             self._take_up(model)
-        if self._sender is None and not self.cuts:
+        if self._sender is None and not self.cuts and REPRODUCE_IN not in os.environ:  # its numbers are there already
             settings = {} if "settings" in model.run_options else {"settings": settings_of(model)}
             about = About(model.run_name or "run", model.path_of(".").absolute(), dict(model.run_options) | settings)
             self._sender = _Sender(self, about, self._journal, self._mark_path(model), model.lifetime.close_at_exit)

@@ -301,6 +301,13 @@ def test_the_command_is_that_of_the_first_start_with_paths_where_they_are_now(tm
         assert command_of(["-u", *script], top / "sub", top, scratch, ranks=3)[0] == [sys.executable, *launcher, *script]
 
 
+def test_trackers_that_the_users_code_calls_itself_are_told_to_send_nothing(tmp_path):
+    environment = tool._environment({}, tmp_path / "scratch", tmp_path, (tmp_path, tmp_path / "scratch"))
+    assert environment["WANDB_MODE"] == environment["SWANLAB_MODE"] == "disabled"
+    assert environment["MLFLOW_TRACKING_URI"] == (tmp_path / "scratch/mlruns").as_uri()
+    assert environment["TRACKIO_DIR"] == str(tmp_path / "scratch/trackio")
+
+
 @pytest.mark.slow
 def test_a_run_of_two_processes_is_equal_and_has_the_digest_of_one_file(project):
     done = run_python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "job.py", cwd=project,

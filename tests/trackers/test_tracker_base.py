@@ -20,6 +20,7 @@ from template import Callback, Csv, JsonLines, Tracker
 from template.callbacks.history import History
 from template.output import run_lock
 from template.output.pictures import Pictures
+from template.output.run_folder import REPRODUCE_IN
 from template.trackers import base
 
 
@@ -408,6 +409,16 @@ def test_only_the_first_process_of_several_sends():
     finally:
         trainer.world.rank = 0
     assert not service.runs and not Path("exp/trackers").exists()
+
+
+def test_a_run_that_is_reproduced_sends_nothing_a_second_time(tmp_path, monkeypatch):
+    monkeypatch.setenv(REPRODUCE_IN, str(tmp_path))
+    service, trainer = Service(), Tiny()
+    trainer.callbacks = [Kept(service, save_checkpoints=True, save_code=True), JsonLines()]
+    trainer.check_init(use_tb=False)
+    trainer.fit(1)
+    assert not service.runs and not service.files and not service.ends
+    assert trainer.path_of("numbers.jsonl").stat().st_size
 
 
 def test_a_tool_that_looks_at_a_trainer_begins_no_run():
