@@ -15,7 +15,7 @@ import torch
 
 from ..metrics.epoch import all_of
 from ..update.guard import make_guard
-from ..update.nominal_batch import follow_nominal_batch
+from ..update.nominal_batch import batch_of_all, follow_nominal_batch
 from ..update.stepper import check_amp, make_clip
 from . import checks
 from .class_attributes import assign_to_property
@@ -62,9 +62,12 @@ def take(trainer: TemplateModel, name: str, value: Any) -> None:
 
 def _train_loader(trainer, loader):
     checks.check_loader(loader, "train_loader")
+    if trainer.nominal_batch_size is not None:
+        batch_of_all(trainer, loader)
 
     def begin():
         trainer.train_batches = batches_to_train(trainer, loader, trainer.limit_train_batches)
+        vars(trainer)["train_loader"] = loader  # between two epochs it is not set yet
         follow_nominal_batch(trainer)
         trainer.lr_schedule.replan(trainer)
 

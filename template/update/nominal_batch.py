@@ -121,13 +121,16 @@ def follow_nominal_batch(trainer: TemplateModel) -> list[Callback]:
     return [NominalBatch()]
 
 
-def batch_of_all(trainer: TemplateModel) -> int:
+def batch_of_all(trainer: TemplateModel, loader: Any = None) -> int:
     """Samples of a batch, those of all ranks together.
+
+    Args:
+        loader: that it is a batch of; None: ``train_loader``.
 
     Raises:
         ValueError: the loader does not tell it, or its loaders tell different numbers.
     """
-    loader = trainer.train_loader
+    loader = trainer.train_loader if loader is None else loader
     parts = loader.loaders if isinstance(loader, Chained) else [loader]
     sizes = {_size(part) for part in (parts.values() if isinstance(parts, dict) else parts)}
     size = sizes.pop() if len(sizes) == 1 else None

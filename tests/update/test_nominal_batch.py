@@ -171,9 +171,14 @@ def test_the_updates_of_each_epoch_are_known_before_it():
     assert told.told == told.came == [8, 4, 4, 4]  # 1 1 1 2 2 2 2 3 batches, 3 3 4 4, 4 4 4 2
 
 
-def test_another_batch_size_changes_the_number_of_batches_and_the_weight_decay():
+@pytest.mark.parametrize("behind", ["training", "evaluation"])
+def test_another_batch_size_changes_the_number_of_batches_and_the_weight_decay(behind):
     trainer = trainer_of(nominal=18, total_epochs=2)
     trainer.train_loop()
+    if behind == "evaluation":
+        trainer.eval()
+    with pytest.raises(ValueError, match="no one batch_size"):
+        trainer.train_loader = [(x, y) for x, y in trainer.train_loader]
     trainer.train_loader = DataLoader(TensorDataset(*tiny_data()), 10)
     trainer.train_loop()
     assert trainer.look.sizes == [4, 4, 4, 2] + [2, 2, 2]
