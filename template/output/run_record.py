@@ -97,7 +97,7 @@ class RunRecord:
     @cached_property
     def state(self) -> str:
         """In a word. A run without a mark of its end, of an older version, is known by the last words of its log; "unknown"
-        where there is none either."""
+        where they do not tell."""
         is_held = run_lock.is_held(self.folder)
         if is_held is not None:
             return "running" if is_held else "killed"
@@ -108,7 +108,8 @@ class RunRecord:
         said = "unknown"
         for line in self.log_end.splitlines():
             said = next((state for pattern, state in _SAID if re.match(pattern, line)), said)
-        return said
+        says_its_end = bool(self.starts) and "number" in self.starts[-1]  # before that, a run was silent when all was done
+        return said if said != "killed" or says_its_end else "unknown"
 
     @cached_property
     def log(self) -> Path:

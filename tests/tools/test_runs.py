@@ -127,6 +127,18 @@ def test_a_config_that_was_damaged_meanwhile_ends_nothing(content, capsys):
     assert Path("check_point/odd/config.json").read_text() == content and find_run("odd").epochs == 2
 
 
+def test_a_run_of_a_version_that_did_not_say_its_end_is_not_called_killed(runs):
+    folder = shutil.copytree(runs / "done", runs / "older")
+    (start,) = json.loads((folder / "config.json").read_text())
+    start.pop("ended")
+    log = (folder / "log.txt").read_text()
+    cut, numbered = log.partition("=== 3 epochs")[0], start.pop("number")
+    for state, text, more in (("unknown", cut, {}), ("finished", log, {}), ("killed", cut, {"number": numbered})):
+        (folder / "config.json").write_text(json.dumps([start | more]))
+        (folder / "log.txt").write_text(text)
+        assert find_run("older").state == state
+
+
 def test_an_error_in_the_body_of_a_loop_is_a_crash_and_leaving_it_is_a_stop(tmp_path):
     (tmp_path / "job.py").write_text(
         "import sys\nfrom tiny import tiny_trainer\nfrom template import Notify\n"
