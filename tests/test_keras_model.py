@@ -3,7 +3,6 @@
 import copy
 import csv
 import sys
-from types import ModuleType
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import template
 from template import Callback, Confusion, KerasModel
 from template.keras_model import Accelerator, StepRunner
 from template.output.history_table import Table
@@ -398,9 +398,7 @@ def test_wandb_is_the_tracker_of_that_name(monkeypatch):
             made.append(project)
 
     made = []
-    monkeypatch.setitem(sys.modules, "template.trackers", ModuleType("trackers"))
-    monkeypatch.setitem(sys.modules, "template.trackers.wandb", ModuleType("wandb"))
-    sys.modules["template.trackers.wandb"].Wandb = Wandb
+    monkeypatch.setattr(template, "Wandb", Wandb)
     fitted(model := model_of(), 1, wandb="digits")
     assert made == ["digits"] and any(isinstance(one, Wandb) for one in model.trainer.callbacks)
 
@@ -480,11 +478,10 @@ def test_a_run_with_such_a_step_resumes_to_the_same_bits_with_its_scheduler():
 def test_a_step_may_be_set_for_the_class_and_an_epoch_runner_is_refused(monkeypatch):
     monkeypatch.setattr(KerasModel, "StepRunner", Torchkeras)
     fitted(model := stepping(step=None), 1)
-    assert type(model.trainer).__name__ == "_OfSteps"
+    assert type(model.trainer).__name__ == "_BySteps"
+    monkeypatch.setattr(KerasModel, "EpochRunner", object, raising=False)
     with pytest.raises(AttributeError, match="KerasModel has no EpochRunner to replace"):
-        KerasModel.EpochRunner = object
-    with pytest.raises(AttributeError, match="KerasModel has no EpochRunner to replace"):
-        model.EpochRunner = object
+        fitted(model_of(), 1)
 
 
 class Crnn(nn.Module):

@@ -30,6 +30,29 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row.get(name, math.nan) for row in rows] for name in names}
 
 
+def named_as_in_keras(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of ``history.csv`` with the names of Keras: "eval/tol_loss" is "val_loss", and the first rate "lr"."""
+    named = {"epoch": row["epoch"]} if "epoch" in row else {}
+    for name, value in row.items():
+        part, _, rest = name.partition("/")
+        if part in ("train", "eval"):
+            named[f"{'val' if part == 'eval' else part}_{'loss' if rest == 'tol_loss' else rest}"] = value
+    rates = [value for name, value in row.items() if name == "lr" or name.startswith("lr/")]
+    if rates:
+        named["lr"] = rates[0]
+    return named | {name.replace("/", "_"): value for name, value in row.items() if name.startswith("lr/")}
+
+
+def in_pairs(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The columns of training and validation of each quantity beside each other, the loss first."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    quantities = dict.fromkeys(name.partition("_")[2] for name in names if name.startswith(("train_", "val_")))
+    pairs = [f"{part}_{quantity}" for quantity in sorted(quantities, key=lambda name: name != "loss")
+             for part in ("train", "val")]
+    order = dict.fromkeys(name for name in ["epoch", *pairs, "lr", *names] if name in names)
+    return [{name: row.get(name, math.nan) for name in order} for row in rows]
+
+
 class Table:
     """What of a DataFrame is needed to read a history.
 

@@ -34,6 +34,11 @@
 - ``reports.py``: what does a trainer say, at log points, behind an epoch and at the end?
 - ``as_found.py``: how is a trainer looked at by training it, and left as it was?
 - ``step_runner.py``: what does a step that was written for torchkeras call?
+- ``fit_call.py``: what does a call of ``KerasModel.fit`` ask for, and how does a trainer get it?
+- ``fit_callbacks.py``: who keeps its best weights in a file, and calls the callbacks of torchkeras?
+- ``fit_by_loss.py``: how does its trainer call the network?
+- ``fit_by_steps.py``: and where the step is the user's own?
+- ``fit_processes.py``: how does such a model get into other processes?
 - ``copies.py``: what does a copy of a trainer hold?
 - ``options.py``: how does a dataclass become command-line options?
 - ``settings.py``: which settings does a trainer's class have?

@@ -29,7 +29,6 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from ..data.nested import to_device
 from ..metrics.epoch import is_accumulator
 from ..parallel.ranks import default_device
-from .train_metrics import TrainMetrics
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -214,90 +213,3 @@ class Accelerator:
         """``torch.save`` in the first process alone."""
         if self.is_main_process:
             torch.save(state, path)
-
-
-class OptimizerOfStep:
-    """An optimizer as a step sees it: its ``step`` is the trainer's update.
-
-    Args:
-        trainer: the ``TemplateModel`` that trains.
-        index: of the optimizer in its ``optimizer_list``.
-    """
-
-    def __init__(self, trainer: TemplateModel, index: int = 0) -> None:
-        self.trainer = trainer
-        self.index = index
-        self.optimizer = trainer.optimizer_list[index]
-
-    def step(self, closure: Any = None) -> None:
-        """Update at the last batch of an accumulation group, with complete, unscaled and clipped gradients."""
-        if closure is not None:
-            raise TypeError("optimizer.step() of a step of your own takes no closure. Leave the step to KerasModel, which "
-                            "calls the network as often as such an optimizer asks for.")
-        self.trainer.update(self.index)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop gradients, unless those of an accumulation group are being added up. After an update they are gone."""
-        if self.trainer.stepper.accumulate_steps == 1:
-            self.optimizer.zero_grad(set_to_none)
-
-    def __getattr__(self, name: str) -> Any:
-        """Everything else is the optimizer's: ``param_groups``, ``state_dict()``, …"""
-        return getattr(self.optimizer, name)
-
-
-class SchedulerOfStep:
-    """A scheduler as a step sees it: it steps where an update was done."""
-
-    def __init__(self, trainer: TemplateModel, scheduler: Any) -> None:
-        self.trainer = trainer
-        self.scheduler = scheduler
-
-    def step(self, *args: Any, **kwargs: Any) -> None:
-        if self.trainer.stepper.is_group_complete:
-            self.scheduler.step(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        """Everything else is the scheduler's."""
-        return getattr(self.scheduler, name)
-
-
-class StepMetrics(TrainMetrics):
-    """Metrics of the training that a step gave, in the place of those that a trainer asks ``metric()`` for.
-
-    Args:
-        trainer: with ``train_scores``, what its step gave of the present batch.
-        own: ``{name: accumulator}`` that the step updates.
-    """
-
-    def __init__(self, trainer: Any, own: dict[str, Any]) -> None:
-        super().__init__(trainer, own)
-        self.needs_batch = False
-
-    def _values(self, given, batch):
-        return self.trainer.train_scores
-
-    def _make(self):
-        """Behind the last batch of an epoch: what is no accumulator is a mean."""
-        return dict.fromkeys(self.totals.waiting, 0.0)
-
-
-def named(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """What a step gave, by the names of a ``TemplateModel``: "train_loss" is "tol_loss", and "val_acc" is "acc"."""
-    short = {name.removeprefix(f"{stage}_"): value for name, value in values.items()}
-    return {"tol_loss" if name == "loss" else name: value for name, value in short.items()}
-
-
-def scores_of(metrics: Mapping[str, Any], losses: Mapping[str, Any], own: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """What counts of the second part of a step's answer: the accumulators that it updated, and plain numbers, which are
-    averaged over samples.
-
-    Args:
-        metrics: as the step gave them.
-        losses: the first part, by the names of a ``TemplateModel``.
-        own: the metrics that the step was given.
-    """
-    scores = {name: metric for name, metric in own.items()
-              if is_accumulator(metric) and getattr(metric, "_update_count", 1)}  # torchmetrics' count of them
-    plain = {name: value for name, value in named(metrics, stage).items() if name != "lr"}
-    return {name: value for name, value in (plain | scores).items() if name not in losses}
