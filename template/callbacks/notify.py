@@ -95,7 +95,7 @@ class Notify(Callback):
         if not model.is_main or not end.has_trained or end.how not in self.when or about == self._told:
             return
         is_one_of_many = model.path_of("trial.json").exists()
-        if is_one_of_many and not self.of_each or REPRODUCE_IN in os.environ:
+        if is_one_of_many and not self.of_each:
             return
         self._told = about  # an evaluation behind the training closes the run once more
         seconds = None if self._began is None else time.monotonic() - self._began
@@ -104,7 +104,9 @@ class Notify(Callback):
 
     def send(self, title: str, text: str, state: str = "", run: str = "") -> bool:
         """Send a message of your own, for example to try it, or at the end of a script. Returns whether it was sent; what
-        went wrong is printed."""
+        went wrong is printed. A run that is reproduced tells nobody a second time."""
+        if REPRODUCE_IN in os.environ:
+            return False
         title, text = " ".join(title.split())[:200], text.replace("\0", "")[:_LONGEST]
         send = self._run_command if self.command else self._send_mail
         try:

@@ -125,6 +125,7 @@ def test_other_ranks_and_reproductions_tell_nothing(monkeypatch):
     monkeypatch.setattr(trainer.world, "is_main", True)
     monkeypatch.setenv(REPRODUCE_IN, os.getcwd())
     notify.on_exit(trainer)
+    assert not notify.send("all is done", "by a line at the end of the script")
     assert told() == []
 
 
