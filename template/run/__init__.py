@@ -3,6 +3,7 @@
 - ``checks.py``: which mistakes are found before training?
 - ``layers_and_schedulers.py``: which layers and schedulers would stop it late, or in torch's words?
 - ``preflight.py``: which are found on the first batch?
+- ``unfrozen.py``: which layers does nobody train that were unfrozen later?
 - ``criterion_inputs.py``: is a criterion given what it takes?
 - ``setup.py``: what does ``check_init`` build, and in which order?
 - ``prepare.py``: how does a model get onto the device, and compiled?

@@ -50,6 +50,7 @@ from .old_names import adopt_old_names
 from .preflight import preflight
 from .prepare import TellCompiling, prepare
 from .train_metrics import set_train_metrics
+from .unfrozen import Unfrozen
 from .weights_for_use import attach_sources
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _build(trainer, callbacks, overrides, log_name, clean_log, arg, use_tb):
     check_length(trainer, trainer.updates_per_epoch())
     trainer.lr_schedule = build_schedule(trainer, trainer.updates_per_epoch(), better_when(trainer, trainer.key_metric))
     trainer.stepper = _stepper(trainer, device, parallel)
-    extra = [*nominal, *preflight(trainer), *([TellCompiling()] if trainer.compile else []),
+    extra = [*nominal, *preflight(trainer), Unfrozen(trainer), *([TellCompiling()] if trainer.compile else []),
              *([SameWeights()] if parallel else [])]
     hooks = Hooks([*callbacks, *extra])
     refuse_unsavable(trainer, hooks.callbacks)
