@@ -25,6 +25,21 @@ from .layers_and_schedulers import watch_norms
 _OF_CHECK = "The first eval batch, in eval mode"
 
 
+def _look_at_next_backward(stepper, names):
+    """Tell gradients that are left from the first update, unless ``train_step`` drops them before the second one."""
+
+    def backward(*args, **kwargs):
+        del stepper.backward  # the method of the class is there again
+        left = [names.get(p, "?") for p in stepper.parameters() if p.requires_grad and p.grad is not None]
+        if left:
+            warn(f"{some(left)} still hold gradients after the update, which leak into the next one: a loss that was not "
+                 "theirs went through them. Name the optimizer in train_step: backward(loss, i); or call zero_grad() of "
+                 "theirs before backward().")
+        stepper.backward(*args, **kwargs)
+
+    stepper.backward = backward
+
+
 def preflight(model):
     """The callbacks that look at the first batch: one, or none when ``model.preflight`` is off."""
     return [Preflight()] if model.preflight else []
@@ -145,10 +160,8 @@ class Preflight(Callback):
         if without and self.has_gradient:  # else train_step stepped by itself, and nobody saw the gradients
             warn(f"{some(without)} got no gradient from the first update. Unless later updates reach them, they are not "
                  "trained: look for parts that forward() does not use, for .detach() or for an early return.")
-        left = [names.get(p, "?") for p in optimized if p.grad is not None]
-        if left:
-            warn(f"{some(left)} still hold gradients after the update, which leak into the next one: a loss that was not "
-                  "theirs went through them. Name the optimizer in train_step: backward(loss, i).")
+        if any(p.grad is not None for p in optimized):
+            _look_at_next_backward(model.stepper, names)
 
     def _check_names(self, model, names):
         for callback in model.hooks.callbacks:

@@ -649,6 +649,22 @@ def test_a_gan_whose_step_forgot_the_index_is_told_about_the_leak():
         trainer.train_loop()
 
 
+def test_a_gan_whose_step_drops_such_gradients_first_is_told_nothing():
+    class Dropping(Gan):
+        index = False
+
+        def train_step(self, batch):
+            for optimizer in self.optimizer_list:
+                optimizer.zero_grad()
+            return super().train_step(batch)
+
+    trainer = Dropping()
+    trainer.check_init(use_tb=False)
+    with silence():
+        trainer.train_loop()
+    assert "backward" not in vars(trainer.stepper)
+
+
 def test_a_loss_that_needs_no_gradient_is_told():
     class Detached(Tiny):
         def loss_per_batch(self, batch):
