@@ -68,8 +68,8 @@ def callbacks(average):
     told = Notify(f"echo $NOTIFY_STATE >> {NOTED}")
     own = [SWA(start=2)] if average == "SWA" else [EMA(decay=0.9), JsonLines(), Csv(), told]
     return [*own, Monitor(), LayerStatistics(every=3), Interpret(k=4, every=3), SampleOutputs(drawn),
-            LivePlot(where="terminal"), EarlyStopping(patience=8, restore_best=True), Checkpoints("eval/tol_loss", top_k=2), StopAfter(hours=500),
-            LearningRateFloor(1e-9)]
+            LivePlot(where="terminal"), EarlyStopping(patience=8, restore_best=True),
+            Checkpoints("eval/tol_loss", top_k=2), StopAfter(hours=500), LearningRateFloor(1e-9)]
 
 
 def update_of(model, average):
