@@ -4,7 +4,8 @@
 - ``closure.py``: how is an optimizer stepped that evaluates the loss by itself (LBFGS, SAM)?
 - ``guard.py``: how is an update skipped whose loss or gradient is not finite?
 - ``nominal_batch.py``: how many batches does an update take?
-- ``optimizers.py``: which parameter gets which rate and weight decay? ``build_optimizer``, ``param_groups``.
+- ``optimizers.py``: how is an optimizer built by its name? ``build_optimizer``.
+- ``param_groups.py``: which parameter gets which rate and weight decay? ``param_groups``.
 - ``fused.py``: which optimizers have a fused form, and how is one switched over to it?
 - ``lr_scheduler.py``: which learning rates are there? ``WarmUpLR`` and the named schedules.
 - ``schedule.py``: when does the learning rate change?
