@@ -21,6 +21,9 @@
 - ``fonts.py``: which font has the characters of a text in a picture?
 - ``time_left.py``: how long does the run still take?
 - ``page.py``: how does a page of HTML hold all that it shows?
+- ``points.py``: which points of a run are in its journal when it goes on?
+- ``sender.py``: how do they get to a tracker while the training goes on?
+- ``zipped_code.py``: how is the code of a run sent along?
 - ``patient_file.py``: how does a file outlast a full disk?
 - ``warn.py``: which line does a warning name, and how does it get into the log?
 - ``summary.py``: how is the table of layers made?

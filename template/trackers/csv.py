@@ -28,7 +28,7 @@ class Csv(Tracker):
         return "numbers.csv"
 
     def line(self, point: dict[str, Any]) -> str:
-        header = "" if self._journal.count else "update,epoch,name,value\n"
+        header = "" if self._points.journal.count else "update,epoch,name,value\n"
         rows = [f"{point['update']},{point['epoch']},{_cell(name)},{value!r}\n" for name, value in point.items()
                 if isinstance(value, (int, float)) and name not in ("update", "epoch", "time", "crc")]
         return header + "".join(rows) if rows else ""

@@ -28,7 +28,7 @@ class Kill(template.Callback):
     def on_after_step(self, model):
         if model.global_step == self.update - 6:
             ends = time.monotonic() + 60
-            while self.tracker._sender is not None and self.tracker._sender._sent < self.tracker._journal.count:
+            while self.tracker._sender is not None and self.tracker._sender._sent < self.tracker._points.journal.count:
                 assert time.monotonic() < ends, list(self.tracker._sender.notes)
                 time.sleep(0.02)
             time.sleep(self.pause)

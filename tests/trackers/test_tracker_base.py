@@ -18,7 +18,7 @@ from tiny import ROOT, Tiny, run_python, weights
 import template
 from template import Callback, Csv, JsonLines, Tracker
 from template.callbacks.history import History
-from template.output import run_lock
+from template.output import run_lock, sender
 from template.output.pictures import Pictures
 from template.output.run_folder import REPRODUCE_IN
 from template.trackers import base
@@ -81,7 +81,7 @@ class Kill(Callback):
     def on_after_step(self, model):
         if model.global_step == self.update:
             model.wait_for_saves()
-            wait_until(lambda: self.tracker._sender._sent == self.tracker._journal.count)
+            wait_until(lambda: self.tracker._sender._sent == self.tracker._points.journal.count)
             shutil.copytree("exp", "killed")
             self.service = copy.deepcopy(vars(self.tracker.service))
             raise Killed
@@ -326,7 +326,7 @@ def test_the_folder_of_the_run_without_its_trackers_continues_the_run_whose_id_i
 
 
 def test_a_tracker_that_fails_is_told_once_tried_again_later_and_loses_nothing(capsys, monkeypatch):
-    monkeypatch.setattr(base, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(sender, "RETRY_SECONDS", 0.05)
     service = Service()
     tracker = Kept(service)
     tracker.fails = 3
@@ -359,7 +359,7 @@ def test_while_a_tracker_is_away_it_is_not_tried_at_each_log_point_and_the_next_
 
 
 def test_a_point_that_the_tracker_never_takes_is_left_out_and_the_others_arrive(monkeypatch):
-    monkeypatch.setattr(base, "_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(sender, "RETRY_SECONDS", 0.001)
     service = Service()
 
     class Picky(Kept):
