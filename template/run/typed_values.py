@@ -24,14 +24,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from .yaml_files import ConfigError, Given
+from .yaml_files import ConfigError, Given, pyyaml
 
 _NONE = ("none", "null", "~", "")
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
-_INT = re.compile(r"[-+]?(0|[1-9]\d*(_\d+)*|0x[\da-fA-F]+)")
-_FLOAT = re.compile(r"[-+]?(\d+(_\d+)*(\.(\d+(_\d+)*)?)?|\.\d+(_\d+)*)([eE][-+]?\d+)?")
 _LEADING_ZERO = re.compile(r"[-+]?0[\d_]+(\.\d*)?")
-_SPECIAL = {"inf": math.inf, "nan": math.nan, "infinity": math.inf}
+_OF_YAML = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
 _LISTS = (list, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 _DICTS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null",
@@ -145,25 +143,26 @@ def _scalar(given, text, parts, hint):
 
 
 def _number(given, text, parts, anything):
-    if _LEADING_ZERO.fullmatch(text) and not re.fullmatch(r"[-+]?0\.\d*", text):
+    if _LEADING_ZERO.fullmatch(text):
         if str in parts or anything:
             return None  # 007 is a name where a text may stand
         raise Mismatch(given, f"A number does not begin with a zero: write {text.lstrip('+-0_') or '0'}.")
-    if _INT.fullmatch(text):
-        whole = int(text.replace("_", ""), 0 if "x" in text else 10)
-        return whole if int in parts or anything else float(whole)
-    special = _SPECIAL.get(text.strip().lower().lstrip("+-."))
-    if special is not None and (float in parts or text.strip().lower().lstrip("+-").startswith(".")):
-        value = -special if text.strip().startswith("-") else special
-    elif _FLOAT.fullmatch(text):
-        value = float(text.replace("_", ""))
-    else:
-        return None
-    if float in parts or anything:
+    value = _as_number(text)
+    if isinstance(value, int):
+        return value if int in parts or anything else float(value)
+    if value is None or float in parts or anything and (math.isfinite(value) or "." in text):
         return value
-    if math.isfinite(value) and value == int(value):
-        return int(value)  # 1e3 where a whole number is wanted
-    return None
+    return int(value) if int in parts and value.is_integer() else None  # 1e3 where a whole number is wanted
+
+
+def _as_number(text):
+    """As Python reads it, or YAML (``.inf``); None where it is none."""
+    for read in (lambda text: int(text, 0), float):
+        try:
+            return read(text)
+        except ValueError:
+            pass
+    return _OF_YAML.get(text.strip().lower())
 
 
 def _section(given, parts):
@@ -221,9 +220,8 @@ def _float_as_yaml(value):
 
 
 def _text_as_yaml(text):
-    is_word = text.lower() in (*_NONE, *_TRUE, *_FALSE, *_SPECIAL, "y", "n") or text.lower().lstrip(".") in _SPECIAL
-    if _SAFE_TEXT.fullmatch(text) and not is_word and not _FLOAT.fullmatch(text):
+    is_word = text.lower() in (*_NONE, *_TRUE, *_FALSE, "y", "n") or _as_number(text) is not None
+    if _SAFE_TEXT.fullmatch(text) and not is_word:
         return text
-    import yaml  # type: ignore  # optional
-    quoted: str = yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf)
+    quoted: str = pyyaml().safe_dump(text, default_style='"', allow_unicode=True, width=math.inf)
     return quoted.strip()

@@ -70,7 +70,7 @@ def _read(path, including, asked_by):
         circle = " -> ".join(file.name for file in [*including[including.index(here):], here])
         raise ConfigError(f"{asked_by}Files must not include each other in a circle, and these do: {circle}. Put what they "
                           "share into a third file.")
-    tree = parse_yaml(_text(path), str(path))
+    tree = _parse_file(path)
     files = []
     if included := tree.pop(INCLUDE, None):
         parts = included.value if isinstance(included.value, list) else [included]
@@ -81,22 +81,8 @@ def _read(path, including, asked_by):
     return [*files, tree]
 
 
-def _text(path):
-    data = path.read_bytes()
-    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
-        if data.startswith(mark):
-            return data.decode(encoding)
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data[:error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}, line {line}: settings are read as UTF-8, and the byte 0x{data[error.start]:02x} is "
-                          "none. Save the file as UTF-8 in your editor.") from None
-
-
-def parse_yaml(text: str, file: str, line: int | None = 1) -> dict[str, Given]:
-    """The settings in one text. ``line`` is the number of its first line."""
-    given = parse_value(text, file, line)
+def _parse_file(path):
+    given = parse_value(path.read_bytes(), str(path), 1)
     if given is None:
         return {}
     if not isinstance(given.value, dict):
@@ -105,16 +91,21 @@ def parse_yaml(text: str, file: str, line: int | None = 1) -> dict[str, Given]:
     return given.value
 
 
-def parse_value(text: str, file: str, line: int | None = None) -> Given | None:
-    """One value in YAML; None where the text is empty. Without ``line`` the place is the file alone.
+def parse_value(text: str | bytes, file: str, line: int | None = None) -> Given | None:
+    """One value in YAML, of which bytes may be UTF-8 or UTF-16; None where the text is empty. ``line`` is the number of its
+    first line; without it the place is the file alone.
 
     Raises:
         ConfigError: it is no valid YAML, or uses a part of YAML that settings do without.
     """
-    yaml = _pyyaml()
+    yaml = pyyaml()
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
+        if isinstance(text, bytes) and getattr(error, "encoding", None) == "utf-8":
+            wrong = error.position
+            raise ConfigError(f"{file}, line {1 + text[:wrong].count(10)}: settings are read as UTF-8, and the byte "
+                              f"0x{text[wrong]:02x} is none. Save the file as UTF-8 in your editor.") from None
         mark = getattr(error, "problem_mark", None)
         where = file if mark is None or line is None else f"{file}, line {line + mark.line}"
         problem = getattr(error, "problem", None) or str(error)
@@ -123,7 +114,7 @@ def parse_value(text: str, file: str, line: int | None = None) -> Given | None:
 
 
 def _advice(problem, text, mark):
-    lines = text.splitlines()
+    lines = (text.decode("utf-8", "replace") if isinstance(text, bytes) else text).splitlines()
     at = lines[mark.line] if mark is not None and mark.line < len(lines) else ""
     if "\\t" in problem or "\t" in at[:len(at) - len(at.lstrip())]:
         return "Indentation is made of spaces. Replace the tab."
@@ -193,7 +184,11 @@ class _Reader:
         return given.value
 
 
-def _pyyaml():
+def pyyaml() -> Any:
+    """
+    Raises:
+        ModuleNotFoundError: PyYAML is not installed.
+    """
     try:
         import yaml  # type: ignore  # optional
     except ImportError:
