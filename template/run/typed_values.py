@@ -65,6 +65,15 @@ def is_plain(hint: Any) -> bool:
     return True
 
 
+def is_plain_value(value: Any) -> bool:
+    """Whether ``as_yaml`` writes it."""
+    if isinstance(value, Mapping):
+        return all(isinstance(name, (str, int, float)) and is_plain_value(part) for name, part in value.items())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(map(is_plain_value, value))
+    return value is None or isinstance(value, (bool, int, float, str, enum.Enum, Path))
+
+
 def _choices(part):
     """``{as it is written: value}`` of a ``Literal`` or an enumeration; empty for other types."""
     if typing.get_origin(part) is Literal:

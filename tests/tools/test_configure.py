@@ -15,9 +15,11 @@ from tiny import Tiny, tiny_model, weights
 from torch import nn
 
 from template import EMA, EarlyStopping, seed_everything
+from template.run.shown_settings import as_file
 from template.run.typed_values import is_plain, parts_of
+from template.run.written_settings import Settings
 from template.run.yaml_files import ConfigError
-from template.tools.configure import Settings, configure
+from template.tools.configure import configure
 from template.tools.kfold import kfold
 from template.tools.search import search
 
@@ -359,9 +361,9 @@ def test_any_values_of_the_attributes_are_printed_and_read_back_equal(data):
     keys = data.draw(st.lists(st.sampled_from(sorted(PLAIN)), max_size=4, unique=True))
     first = Settings(Configured, {"set": {key.removeprefix("set."): data.draw(values_of(PLAIN[key].hint)) for key in keys}})
     second = Settings(Configured, {})
-    second.read(["--config", write(first.text())])
+    second.read(["--config", write(as_file(first))])
     assert repr(second.values) == repr({key: first.values[key] for key in second.values})
-    assert first.values.keys() == second.values.keys() and second.text() == first.text()
+    assert first.values.keys() == second.values.keys() and as_file(second) == as_file(first)
 
 
 def trained(*argv, epochs=2):
