@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from .checkpoint import files, state
 from .data.seeding import rng_kept
@@ -61,6 +62,7 @@ class KerasModel(nn.Module):
                  optimizer: torch.optim.Optimizer | None = None, lr_scheduler: Any = None, step_runner: Any = None,
                  **kwargs: Any) -> None:
         super().__init__()
+        _check_parts(net, metrics_dict, optimizer)
         self.net = net
         self.loss_fn = loss_fn
         self.metrics_dict: dict[str, Any] = dict(metrics_dict or {})
@@ -84,6 +86,13 @@ class KerasModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the network gives."""
         return self.net(*args, **kwargs)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """``torch.compile`` of the network, as any module has it; not that of Keras."""
+        if wrong := [name for name in kwargs if name in ("optimizer", "loss", "metrics")]:
+            raise TypeError(f"KerasModel takes {wrong} when it is made, and has no compile() as Keras has it: "
+                            "KerasModel(net, loss_fn, metrics_dict, optimizer). fit(compile=True) calls torch.compile.")
+        super().compile(*args, **kwargs)
 
     @property
     def accelerator(self) -> Accelerator:
@@ -212,6 +221,7 @@ class KerasModel(nn.Module):
         Returns:
             ``{"val_loss": …, "val_<metric>": …}``.
         """
+        _check_batches("val_data", val_data)
         if self.trainer is not None:
             result, is_main = self.trainer.test(val_data), self.trainer.is_main
         else:

@@ -133,6 +133,7 @@ def test_without_metrics_the_accuracy_is_there_where_the_loss_says_what_is_right
 @pytest.mark.parametrize(("metrics", "message"), [
     ({"loss": right}, "must not hold the name 'loss'"),
     ({"acc": torchmetrics.Accuracy}, "Write it with"),
+    (["acc"], "must be a dict of metrics by name"),
     ({"acc": 0.5}, "object of torchmetrics or of this folder, or a function"),
     ({"acc": lambda pred, y: pred}, "must be a single number; 'acc' is"),
 ])
@@ -369,6 +370,25 @@ def test_callbacks_of_torchkeras_hear_their_events():
 def test_bad_arguments_are_refused_with_what_to_do(kwargs, message):
     with pytest.raises((TypeError, ValueError), match=message):
         fitted(model_of(), 1, **kwargs)
+
+
+def test_what_people_write_for_keras_is_refused_with_what_to_write_here():
+    model, (x, y) = model_of(), tiny_data()
+    data = TensorDataset(x, y)
+    for call, message in (
+            (lambda: model.fit(x, y), r"train_data must give batches \(x, y\), as DataLoader\(TensorDataset\(x, y\)"),
+            (lambda: model.fit(x.numpy(), y.numpy()), "train_data must give batches"),
+            (lambda: model.fit(DataLoader(data, 10), data), r"val_data must give batches.*DataLoader\(dataset, "),
+            (lambda: model.evaluate(x), "val_data must give batches"),
+            (lambda: fitted(model, 1, batch_size=8), "takes no batch_size: it is that of your DataLoader"),
+            (lambda: fitted(model, 1, validation_data=data), "takes no validation_data: .*val_data"),
+            (lambda: model.compile(optimizer="adam", loss="mse"), r"takes \['optimizer', 'loss'\] when it is made"),
+            (lambda: KerasModel(nn.Linear(6, 3), F.cross_entropy, optimizer="adam"), "build_optimizer.'Adam', net"),
+            (lambda: KerasModel("net", F.cross_entropy), "net must be an nn.Module")):
+        with pytest.raises(TypeError, match=message):
+            call()
+    assert model.trainer is None
+    assert len(model.predict(x)) == len(x) == len(model.predict(data))
 
 
 @pytest.mark.filterwarnings("ignore:The first eval batch gave")

@@ -178,7 +178,8 @@ def check_loader(loader, name):
     """
     for part in loader.values() if isinstance(loader, dict) else [loader]:
         if not hasattr(part, "__iter__"):
-            raise TypeError(f"{name} must be an iterable of batches, got {short(part)}.")
+            how = " Give DataLoader(dataset, batch_size=32)." if hasattr(part, "__getitem__") else ""
+            raise TypeError(f"{name} must be an iterable of batches, got {short(part)}.{how}")
         if type(part).__module__ in ("builtins", "itertools") and iter(part) is part:
             raise ValueError(
                 f"{name} is a {type(part).__name__} that can be read once only; the second epoch would be empty. Give a "
