@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
 from .checkpoint import files, state
 from .data.seeding import rng_kept
@@ -30,6 +29,7 @@ from .output.history_table import as_table, columns_of, in_pairs, named_as_in_ke
 from .run.fit_by_loss import ByLoss, ByOwnLoss
 from .run.fit_by_steps import BySteps
 from .run.fit_call import FitCall, run_folder
+from .run.fit_checks import check_batches, check_parts
 from .run.fit_processes import call_in_process, pickled
 from .run.step_runner import Accelerator as Accelerator  # ``from utils.keras_model import Accelerator, StepRunner``
 from .run.step_runner import StepRunner as StepRunner
@@ -48,7 +48,8 @@ class KerasModel(nn.Module):
             (``Confusion(10).accuracy()``), or functions of ``(pred, y)``, whose values are averaged over samples. Your
             objects are copied, so that training and validation never share one. None: the accuracy "acc", where the loss
             says what is right.
-        optimizer: of ``net.parameters()``; None: Adam with a learning rate of 3e-4.
+        optimizer: of ``net.parameters()``, or the list with one of them that ``build_optimizer`` gives; None: Adam with a
+            learning rate of 3e-4.
         lr_scheduler: a scheduler of that optimizer, which steps after each update; see ``fit(lr_scheduler_interval)``.
         step_runner: the class of a step of your own, see ``run/step_runner.py``. ``KerasModel.StepRunner = MyStep`` sets it
             for all models, ``model.StepRunner = MyStep`` for one.
@@ -59,10 +60,12 @@ class KerasModel(nn.Module):
     StepRunner: Any = StepRunner
 
     def __init__(self, net: nn.Module, loss_fn: Any = None, metrics_dict: Mapping[str, Any] | None = None,
-                 optimizer: torch.optim.Optimizer | None = None, lr_scheduler: Any = None, step_runner: Any = None,
+                 optimizer: Any = None, lr_scheduler: Any = None, step_runner: Any = None,
                  **kwargs: Any) -> None:
         super().__init__()
-        _check_parts(net, metrics_dict, optimizer)
+        if isinstance(optimizer, (list, tuple)) and len(optimizer) == 1:  # build_optimizer gives a list
+            optimizer = optimizer[0]
+        check_parts(net, metrics_dict, optimizer)
         self.net = net
         self.loss_fn = loss_fn
         self.metrics_dict: dict[str, Any] = dict(metrics_dict or {})
@@ -143,6 +146,8 @@ class KerasModel(nn.Module):
         Raises:
             TypeError, ValueError: something does not fit; the message says what to do.
         """
+        check_batches("train_data", train_data)
+        check_batches("val_data", val_data)
         own_save = None if type(self).save_ckpt is _SAVE_CKPT else self.save_ckpt
         call = FitCall(self, own_save, sys.modules[__package__], train_data=train_data, val_data=val_data,
                        ckpt_path=ckpt_path, patience=patience, monitor=monitor, mode=mode, callbacks=callbacks, plot=plot,
@@ -221,7 +226,7 @@ class KerasModel(nn.Module):
         Returns:
             ``{"val_loss": …, "val_<metric>": …}``.
         """
-        _check_batches("val_data", val_data)
+        check_batches("val_data", val_data)
         if self.trainer is not None:
             result, is_main = self.trainer.test(val_data), self.trainer.is_main
         else:

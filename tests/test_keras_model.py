@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import template
-from template import Callback, Confusion, KerasModel
+from template import Callback, Confusion, KerasModel, build_optimizer
 from template.keras_model import Accelerator, StepRunner
 from template.output.history_table import Table
 from template.tools import launch as launcher
@@ -384,11 +384,14 @@ def test_what_people_write_for_keras_is_refused_with_what_to_write_here():
             (lambda: fitted(model, 1, validation_data=data), "takes no validation_data: .*val_data"),
             (lambda: model.compile(optimizer="adam", loss="mse"), r"takes \['optimizer', 'loss'\] when it is made"),
             (lambda: KerasModel(nn.Linear(6, 3), F.cross_entropy, optimizer="adam"), "build_optimizer.'Adam', net"),
+            (lambda: KerasModel(nn.Linear(6, 3), optimizer=[0, 1]), "got a list of 2. Several optimizers are for a step"),
             (lambda: KerasModel("net", F.cross_entropy), "net must be an nn.Module")):
         with pytest.raises(TypeError, match=message):
             call()
     assert model.trainer is None
     assert len(model.predict(x)) == len(x) == len(model.predict(data))
+    (optimizer,) = build_optimizer("SGD", model.net)
+    assert KerasModel(model.net, optimizer=[optimizer]).optimizer is optimizer
 
 
 @pytest.mark.filterwarnings("ignore:The first eval batch gave")

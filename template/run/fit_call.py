@@ -21,6 +21,7 @@ from ..output.console import number
 from ..output.history_table import named_as_in_keras
 from ..output.warn import warn
 from .fit_callbacks import BestWeights, OldCallback, is_ours
+from .fit_checks import OF_KERAS
 
 if TYPE_CHECKING:
     from ..keras_model import KerasModel
@@ -118,6 +119,8 @@ class FitCall:
     def _set(self, trainer):
         for name, value in self.settings.items():
             if name not in trainer.attribute_names:
+                if name in OF_KERAS:
+                    raise TypeError(f"fit() takes no {name}: {OF_KERAS[name]}.")
                 close = difflib.get_close_matches(name, trainer.attribute_names, n=3)
                 raise TypeError(f"fit() takes the settings of TemplateModel beside its own arguments, and {name!r} is none."
                                 f"{f' Did you mean {close}?' if close else ''} docs/attributes.md lists them.")
