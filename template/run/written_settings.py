@@ -174,24 +174,18 @@ class Settings:
     def _unknown(self, name, written, on_command_line=False):
         """What to say of a name that does not exist, with the nearest one that does."""
         dash = "--" if on_command_line else ""
-        last = name.split(".")[-1]
-        if f"{SET}.{name}" in self.known:
-            where = f"--{SET}.{name}" if on_command_line else f"it below `{SET}:`"
-            return f"{name} is an attribute of the trainer. Write {where}."
-        if name.startswith(f"{SET}.") and last in self.known:
-            where = f"--{last}" if on_command_line else f"it at the left margin, and not below `{SET}:`"
-            return f"{last} is an argument of {self.kind.__name__}. Write {where}."
         possible = [key for key, setting in self.known.items() if not setting.refusal]
-        own = [key for key in possible if not key.startswith(f"{SET}.")]
-        close = _nearest(name, [key for key in possible if key.rpartition(".")[0] == name.rpartition(".")[0]]) or _nearest(
-            last, possible)
-        text = f"{written} is no setting of {self.kind.__name__}."
         if inside := [key for key in possible if key.startswith(f"{name}.")]:
             return f"{written} is a section, and its settings are {', '.join(dash + key for key in inside[:8])}."
-        if close:
-            text += f" Did you mean {dash}{close[0]}?"
+        section, _, last = name.rpartition(".")
+        close = ([key for key in possible if key.rpartition(".")[2] == last]
+                 or _nearest(last, [key for key in possible if key.rpartition(".")[0] == section])
+                 or _nearest(last, possible))
+        meant = f" Did you mean {dash}{close[0]}?" if close else ""
+        own = [key for key in possible if not key.startswith(f"{SET}.")]
         listed = ", ".join(own[:40]) + (", …" if len(own) > 40 else "") if own else "none"
-        return f"{text} Its arguments are: {listed}. Attributes of the trainer stand below `{SET}`; --help lists all."
+        return (f"{written} is no setting of {self.kind.__name__}.{meant} Its arguments are: {listed}. Attributes of the "
+                f"trainer stand below `{SET}`; --help lists all.")
 
     def require_all(self) -> None:
         """
@@ -226,10 +220,10 @@ def _joined(before, rest, given):
     return Given(inner, given.file, given.line)
 
 
-def _nearest(name, keys):
-    """The key that looks most like a name, as a list; an empty one where none does."""
-    plain = {_plain(key.split(".")[-1]): key for key in reversed(keys)}
-    return [plain[match] for match in difflib.get_close_matches(_plain(name.split(".")[-1]), plain, n=1)]
+def _nearest(last, keys):
+    """The key whose last part looks most like ``last``, as a list; an empty one where none does."""
+    plain = {_plain(key.rpartition(".")[2]): key for key in reversed(keys)}
+    return [plain[match] for match in difflib.get_close_matches(_plain(last), plain, n=1)]
 
 
 def _plain(name):

@@ -120,11 +120,7 @@ def _advice(problem, text, mark):
         return "Indentation is made of spaces. Replace the tab."
     if "single document" in problem or "document start" in problem or "another document" in problem:
         return "One file holds one document. Remove the line with ---."
-    if "mapping values are not allowed" in problem:
-        return "Put a text that has a colon in it into quotes, and indent all names of one section alike."
-    if "@" in problem or "`" in problem or "%" in problem:
-        return "Put a text that begins with this sign into quotes."
-    return "Look at the quotes, brackets and indentation there."
+    return "Put a text with signs such as : or @ into quotes, and indent all names of one section alike."
 
 
 class _Reader:
