@@ -138,5 +138,5 @@ def _differences(path, text):
 def _flat(tree, prefix=""):
     found = {}
     for name, value in (tree or {}).items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
     return found

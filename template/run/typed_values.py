@@ -175,21 +175,13 @@ def _as_number(text):
 
 
 def _section(given, parts):
-    hints = [part for part in parts if (typing.get_origin(part) or part) in _DICTS]
-    arguments = typing.get_args(hints[0]) if hints else ()
+    arguments = typing.get_args(_collection(given, parts, _DICTS))
     of_name, of = arguments if len(arguments) == 2 else (str, Any)
-    if not hints and all(is_plain(part) and part is not Any for part in parts):
-        raise Mismatch(given)
     return {to_type(Given(name, part.file, part.line), of_name): to_type(part, of) for name, part in given.value.items()}
 
 
 def _list(given, parts):
-    hints = [part for part in parts if (typing.get_origin(part) or part) in _LISTS]
-    if not hints:
-        if all(is_plain(part) and part is not Any for part in parts):
-            raise Mismatch(given)
-        return [to_type(part, Any) for part in given.value]
-    hint = hints[0]
+    hint = _collection(given, parts, _LISTS)
     kind, of = typing.get_origin(hint) or hint, typing.get_args(hint)
     if kind is tuple and of and of[-1] is not ...:
         if len(of) != len(given.value):
@@ -197,6 +189,14 @@ def _list(given, parts):
         return tuple(to_type(part, one) for part, one in zip(given.value, of))
     values = [to_type(part, of[0] if of else Any) for part in given.value]
     return kind(values) if kind in (tuple, set, frozenset) else values
+
+
+def _collection(given, parts, kinds):
+    """Which of the types is such a collection; plain data for jsonargparse where none is and another type may take it."""
+    found = next((part for part in parts if (typing.get_origin(part) or part) in kinds), None)
+    if found is None and all(is_plain(part) and part is not Any for part in parts):
+        raise Mismatch(given)
+    return found
 
 
 # --- and back ---------------------------------------------------------------------------------------------------------
