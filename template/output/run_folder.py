@@ -285,8 +285,19 @@ def _process():
     if is_spawned:  # by a process that was started so
         arguments = ["-m", main.name, *sys.argv[1:]] if main is not None else sys.argv
     ranks, of_node = (1 if is_spawned else int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    return {"id": os.getpid(), "arguments": list(arguments), "folder": os.getcwd(), "ranks": ranks,
+    return {"id": os.getpid(), "arguments": list(arguments), "folder": _started_in(arguments), "ranks": ranks,
             "nodes": max(ranks // of_node, 1)}
+
+
+def _started_in(arguments):
+    """The folder that the process was started in. A script may have left it since: hydra does so for its users. The path of
+    the script was made absolute there."""
+    file = getattr(sys.modules["__main__"], "__file__", None) or ""
+    for argument in arguments:
+        for end in (argument, f"{argument.replace('.', os.sep)}.py"):  # a script, or the module of -m
+            if os.path.isabs(file) and not os.path.isabs(end) and file.endswith(os.sep + end):
+                return file[: -len(end) - 1] or os.sep
+    return os.getcwd()
 
 
 def note_end(folder, end):
