@@ -780,7 +780,8 @@ def test_the_criterion_is_given_back_after_the_first_update():
     trainer = check(criterion=module)
     trainer.train_loop()
     assert len(module._forward_pre_hooks) == 0
-    assert [type(callback).__name__ for callback in trainer.hooks.callbacks] == ["ProgressBar", "TensorBoard", "History"]
+    names = [type(callback).__name__ for callback in trainer.hooks.callbacks]
+    assert names == ["ProgressBar", "TensorBoard", "History", "Unfrozen"]
 
 
 def test_the_criterion_is_given_back_after_an_error_too():
