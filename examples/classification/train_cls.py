@@ -80,23 +80,6 @@ def of_classes(score):
     return lambda logits, y: score(y, logits.argmax(1))
 
 
-def quantize_and_build(trainer, keys):
-    """What the keys ask for when the training is over, with the best weights."""
-    file = trainer.path_of("best.onnx")
-    if keys.ptq:
-        from template.tools.quantize import ptq
-        batches = len(trainer.train_loader) if keys.num_batches is None else keys.num_batches
-        ptq(trainer, batches=batches, method=keys.method, path=file, weights="best")
-    if keys.qat:
-        from template.tools.quantize import qat
-        qat(trainer, epochs=max(keys.epochs // 10, 1), lr_factor=0.1, path=file, weights="best")
-    if keys.trt_quant:
-        from template.tools.export import to_onnx, to_tensorrt
-        if not (keys.ptq or keys.qat):
-            to_onnx(trainer, None, file, dynamic="batch", weights="best")
-        print(to_tensorrt(file, file.with_suffix(".engine"), sizes={"batch": (1, keys.batch, 4 * keys.batch)}))
-
-
 def main(argv=None):
     train_set, eval_set = digits()
     trainer = configure(Classifier, argv, config=SETTINGS, train_set=train_set, eval_set=eval_set)
@@ -106,7 +89,7 @@ def main(argv=None):
     for _ in trainer.epochs(trainer.total_epochs):
         trainer.train_loop()
         trainer.eval()
-    quantize_and_build(trainer, trainer.keys)
+    trainer.keys.after_training(trainer)
     return trainer
 
 

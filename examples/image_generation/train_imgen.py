@@ -109,15 +109,16 @@ def reconstructions(trainer):
     return torch.cat([torch.cat(list(row), 2) for row in rows], 1)  # [C, 2 H, 8 W]
 
 
-def main():
+def main(argv=None):
     train_set, eval_set = digits()
-    trainer = configure(ImageGeneration, config=SETTINGS, train_set=train_set, eval_set=eval_set)
+    trainer = configure(ImageGeneration, argv, config=SETTINGS, train_set=train_set, eval_set=eval_set)
     trainer.check_init()
     if trainer.keys.resume:
         trainer.load_state(trainer.keys.resume)
     for _ in trainer.epochs(trainer.total_epochs):
         trainer.train_loop()
         trainer.eval()
+    trainer.keys.after_training(trainer)
     return trainer
 
 

@@ -223,7 +223,7 @@ def _joined(before, rest, given):
 def _nearest(last, keys):
     """The key whose last part looks most like ``last``, as a list; an empty one where none does."""
     plain = {_plain(key.rpartition(".")[2]): key for key in reversed(keys)}
-    return [plain[match] for match in difflib.get_close_matches(_plain(last), plain, n=1)]
+    return [plain[match] for match in difflib.get_close_matches(_plain(last), plain, n=1, cutoff=0.7)]
 
 
 def _plain(name):

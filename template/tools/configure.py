@@ -84,10 +84,13 @@ def build(settings: Settings) -> Any:
         raise ConfigError(str(error)) from None
     seed = settings.values.get(SEED, settings.values.get("seed"))
     seed_of_weights = None if is_seed_asked_for() else seed_everything(seed if isinstance(seed, int) else None)
-    trainer = settings.kind(**arguments, **settings.objects)
+    try:
+        trainer = settings.kind(**arguments, **settings.objects)
+    finally:
+        if seed_of_weights is not None:
+            seed_of_run(seed_of_weights)  # no later trainer takes it, also where this one cannot be built
     draws_seed = trainer.seed is None
     if seed_of_weights is not None:
-        seed_of_run(seed_of_weights)  # no later trainer takes it
         trainer.seed = seed_of_weights if draws_seed else trainer.seed
     for key, value in settings.values.items():
         if settings.known[key].is_attribute:

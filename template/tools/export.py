@@ -221,7 +221,7 @@ def to_tensorrt(onnx: str | Path, engine: str | Path, sizes: Mapping[str, Sequen
         more = (" int8 comes with the file: ptq() and qat() in tools/quantize.py write quantized ones. Without it, trtexec "
                 "--int8 invents ranges." if precision == "int8" else "")
         raise ValueError(f"precision must be None or 'fp16'; got {precision!r}.{more}")
-    shapes, program = _shape_flags(onnx, sizes or {}), _find_trtexec(trtexec)
+    shapes, program = _shape_flags(onnx, sizes or {}), find_trtexec(trtexec)
     version, text = _version(program)
     is_quantized = bool({"QuantizeLinear", "DequantizeLinear"} & set(operators(onnx)))
     flags = [*shapes, *_precision_flags(version, precision, is_quantized), *_other_flags(version, workspace_mb), *options]
@@ -233,7 +233,12 @@ def to_tensorrt(onnx: str | Path, engine: str | Path, sizes: Mapping[str, Sequen
     return str(engine)
 
 
-def _find_trtexec(given):
+def find_trtexec(given: str | Path | None = None) -> str:
+    """The program that ``to_tensorrt`` runs.
+
+    Raises:
+        FileNotFoundError: there is none; the message says where it comes from.
+    """
     if given is not None:
         found = shutil.which(str(given))
         if found is None:

@@ -112,7 +112,7 @@ def ptq(trainer: TemplateModel, batches: int = 32, method: str = "max", loader: 
     check_count("batches", batches)
     _check_choices(method, loader, backend, percent)
     require_onnx(call)
-    quantizer = _quantizer(call, method, percent) if backend == "torchao" else None
+    quantizer = require_packages(call, method, percent) if backend == "torchao" else None
     path = trainer.path_of("int8.onnx") if path is None else Path(path)
     with as_found(trainer, call), _in_float32(trainer), ready_to_capture(trainer, weights, call) as source:
         work = _Work(trainer, source, Example(trainer, example, dynamic), call, threads)
@@ -154,8 +154,7 @@ def qat(trainer: TemplateModel, epochs: int, lr_factor: float = 0.1, batches: in
     check_count("batches", batches)
     if not isinstance(lr_factor, (int, float)) or not lr_factor > 0:
         raise ValueError(f"lr_factor must be a number above 0, the share of the training's rate; got {lr_factor!r}.")
-    require_onnx(call)
-    quantizer = _quantizer(call, is_qat=True)
+    quantizer = require_packages(call, is_qat=True)
     path = trainer.path_of("qat.onnx") if path is None else Path(path)
     trainer.close()  # two runs at once would both want the signals and stdout
     with as_found(trainer, call), _in_float32(trainer), ready_to_capture(trainer, weights, call) as source:
@@ -387,8 +386,13 @@ def _check_choices(method, loader, backend, percent):
 _COMPUTES = ("aten.conv", "aten.linear", "aten.matmul", "aten.bmm", "aten.mm", "aten.addmm")
 
 
-def _quantizer(call, method="max", percent=99.99, is_qat=False):
-    """torchao's for x86: uint8 activations, int8 weights for each channel."""
+def require_packages(call: str, method: str = "max", percent: float = 99.99, is_qat: bool = False) -> Any:
+    """torchao's quantizer for x86: uint8 activations, int8 weights for each channel.
+
+    Raises:
+        ImportError: a package is missing that quantizing needs.
+    """
+    require_onnx(call)
     with quiet():
         try:
             from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86  # type: ignore  # optional
@@ -555,6 +559,7 @@ def _require_same_graph(work, graph):
     """A graph knows one way through ``forward``, that of train mode; dropout and BatchNorm are switched."""
     _set_mode(graph, training=False)
     example = work.example
+    before = {name: value.clone() for name, value in graph.named_buffers()}
     with torch.no_grad():
         ours, theirs = (pytree.tree_leaves(call_captured(module, example.x)) for module in (graph, work.source.module))
     for one, other in zip(ours, theirs):
@@ -562,6 +567,9 @@ def _require_same_graph(work, graph):
             raise ValueError(f"{work.call} trains one graph, captured in train mode, and this model computes something else "
                              "in eval mode than dropout and BatchNorm explain: forward() asks for self.training. Write it "
                              "so that both modes go the same way, or use ptq().")
+    if changed := [name for name, value in graph.named_buffers() if not torch.equal(before[name], value)]:
+        raise ValueError(f"{work.call} trains one graph, captured in train mode, which changes {changed} in eval mode too: "
+                         "forward() asks for self.training before it writes there. Use ptq().")
     _set_mode(graph, training=True)
 
 

@@ -12,21 +12,23 @@
 
     python train_cls.py --config cls.yml --lr0 1e-3 --epochs 50
 
-More keys are fields of a subclass: ``recon_weight: float = 10.0``. What follows the training (``ptq``, ``qat``,
-``trt_quant``) is called by the script, see ``examples/classification``. Which attribute a key sets stands in
-``docs/configuration.md``.
+More keys are fields of a subclass: ``recon_weight: float = 10.0``. Behind the loop ``trainer.keys.after_training(trainer)``
+does what ``ptq``, ``qat`` and ``trt_quant`` ask for, where ``__init__`` keeps ``self.keys``. Which attribute a key sets
+stands in ``docs/configuration.md``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..output.warn import warn
 from ..update.optimizers import build_optimizer
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ class TrainingKeys:
     method: Literal["entropy", "max", "percentile", "mse"] = "entropy"
     """How ptq chooses a range."""
     qat: bool = False
-    """Train on with rounded weights after training."""
+    """Train on with rounded weights after training, for a tenth of the epochs at a tenth of the rate."""
     trt_quant: bool = False
     """Build a TensorRT engine, in int8 after ptq or qat."""
 
@@ -115,6 +117,7 @@ class TrainingKeys:
     def apply(self, trainer: TemplateModel) -> None:
         """Set what the keys mean in a trainer that has its models and loaders. Call it at the end of ``__init__``; what you
         set behind it counts."""
+        self._require_programs()
         if self.save_dir is not None:
             trainer.ckpt_dir = self.save_dir
         trainer.overwrite = self.exist_ok
@@ -136,6 +139,36 @@ class TrainingKeys:
             from ..callbacks.early_stopping import EarlyStopping
             trainer.callbacks = [*(trainer.callbacks or ()), EarlyStopping(patience=self.patience)]
 
+    def after_training(self, trainer: TemplateModel) -> None:
+        """What ``ptq``, ``qat`` and ``trt_quant`` ask for, from the best weights: ``best.onnx`` and ``best.engine`` in the
+        run's folder. Call it behind the loop; it runs in one process."""
+        if not (self.ptq or self.qat or self.trt_quant):
+            return
+        if trainer.world.size > 1:
+            if trainer.is_main:
+                warn("ptq, qat and trt_quant run in one process. Start the script again without torchrun, and go on with "
+                     "this run there: it has no epochs left to train.")
+            return
+        file = trainer.path_of("best.onnx")
+        if self.ptq:
+            loader: Any = trainer.train_loader
+            batches = len(loader) if self.num_batches is None else self.num_batches
+            _tool("quantize").ptq(trainer, batches=batches, method=self.method, path=file, weights="best")
+        if self.qat:
+            _tool("quantize").qat(trainer, epochs=max(self.epochs // 10, 1), lr_factor=0.1, path=file, weights="best")
+        if self.trt_quant:
+            if not (self.ptq or self.qat):
+                _tool("export").to_onnx(trainer, None, file, dynamic="batch", weights="best")
+            sizes = {"batch": (1, self.batch, 4 * self.batch)}
+            _tool("export").to_tensorrt(file, file.with_suffix(".engine"), sizes=sizes)
+
+    def _require_programs(self):
+        """What is missing then is told before the training, not behind it."""
+        if self.ptq or self.qat:
+            _tool("quantize").require_packages("ptq()" if self.ptq else "qat()")
+        if self.trt_quant:
+            _tool("export").find_trtexec()
+
     def _amp(self, device):
         if not self.amp or isinstance(self.amp, str):
             return self.amp or None
@@ -149,3 +182,8 @@ class TrainingKeys:
         elif self.scheduler == "Polynomial":
             args["power"] = self.power
         return args
+
+
+def _tool(name):
+    """A tool beside this one, which a project may have deleted where its keys do not ask for it."""
+    return import_module(f".{name}", __package__)

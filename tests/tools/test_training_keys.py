@@ -1,7 +1,9 @@
 """The flat keys of an experiment file: what each sets, schedules against their closed forms, and run folders."""
 
 import math
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -157,3 +159,24 @@ def test_an_occupied_save_dir_is_replaced_numbered_or_continued():
     first.close()
     again = started("--epochs", "1")
     assert Path(again.ckpt_dir) == Path("runs_eeg") and again.epochs_done == 0
+
+
+@pytest.mark.parametrize("epochs, asked", [(30, 3), (4, 1)])
+def test_qat_takes_a_tenth_of_the_epochs_from_the_best_weights(epochs, asked, monkeypatch):
+    calls = []
+    monkeypatch.setattr("template.tools.quantize.qat", lambda trainer, **arguments: calls.append(arguments))
+    trainer = SimpleNamespace(world=SimpleNamespace(size=1), path_of=Path("run").joinpath)
+    TrainingKeys(qat=True, epochs=epochs).after_training(trainer)
+    assert calls == [{"epochs": asked, "lr_factor": 0.1, "path": Path("run/best.onnx"), "weights": "best"}]
+
+
+def test_several_processes_are_told_that_one_quantizes():
+    trainer = SimpleNamespace(world=SimpleNamespace(size=2), is_main=True)
+    with pytest.warns(UserWarning, match="Start the script again without torchrun"):
+        TrainingKeys(ptq=True).after_training(trainer)
+
+
+def test_a_package_that_quantizing_needs_is_told_before_the_training(own_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.quantization.pt2e.quantizer", None)
+    with pytest.raises(ImportError, match="ptq.. needs torchao: pip install torchao"):
+        keyed("--ptq", "true", "--device", "cpu")
