@@ -2,7 +2,7 @@
 
     python docs/make_attributes.py
 
-How the source is read stands in ``template/run/attribute_docs.py``.
+How the source is read stands in ``template/run/configuration/attribute_docs.py``.
 """
 
 import sys
@@ -12,7 +12,7 @@ DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "template/template.py"
 sys.path.insert(0, str(DOCS.parent))
 
-from template.run.attribute_docs import COMPUTED, groups  # noqa: E402  # of this repository, installed or not
+from template.run.configuration.attribute_docs import COMPUTED, groups  # noqa: E402  # of this repository, installed or not
 
 HEAD = "| attribute | type | default | meaning |\n|---|---|---|---|\n"
 INTRODUCTION = """\

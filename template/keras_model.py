@@ -26,13 +26,13 @@ from .checkpoint import files, state
 from .data.seeding import rng_kept
 from .output.console import number
 from .output.history_table import as_table, columns_of, in_pairs, named_as_in_keras
-from .run.fit_by_loss import ByLoss, ByOwnLoss
-from .run.fit_by_steps import BySteps
-from .run.fit_call import FitCall, run_folder
-from .run.fit_checks import check_batches, check_parts
-from .run.fit_processes import call_in_process, pickled
-from .run.step_runner import Accelerator as Accelerator  # ``from utils.keras_model import Accelerator, StepRunner``
-from .run.step_runner import StepRunner as StepRunner
+from .run.front.fit_by_loss import ByLoss, ByOwnLoss
+from .run.front.fit_by_steps import BySteps
+from .run.front.fit_call import FitCall, run_folder
+from .run.front.fit_checks import check_batches, check_parts
+from .run.front.fit_processes import call_in_process, pickled
+from .run.front.step_runner import Accelerator as Accelerator  # ``from utils.keras_model import Accelerator, StepRunner``
+from .run.front.step_runner import StepRunner as StepRunner
 from .template import TemplateModel
 
 _NO_RUN: dict[str, Any] = {"trainer": None, "_call": None, "_goal": 0, "_continues": None, "_told_rows": []}
@@ -51,8 +51,8 @@ class KerasModel(nn.Module):
         optimizer: of ``net.parameters()``, or the list with one of them that ``build_optimizer`` gives; None: Adam with a
             learning rate of 3e-4.
         lr_scheduler: a scheduler of that optimizer, which steps after each update; see ``fit(lr_scheduler_interval)``.
-        step_runner: the class of a step of your own, see ``run/step_runner.py``. ``KerasModel.StepRunner = MyStep`` sets it
-            for all models, ``model.StepRunner = MyStep`` for one.
+        step_runner: the class of a step of your own, see ``run/front/step_runner.py``. ``KerasModel.StepRunner = MyStep``
+            sets it for all models, ``model.StepRunner = MyStep`` for one.
         **kwargs: further arguments of such a step. Optimizers among them are saved, and networks whose parameters one of the
             optimizers holds; other networks are moved to the device.
     """

@@ -23,9 +23,6 @@
 - ``requests.py``: what can a trainer be asked for around its loop?
 - ``weights_for_use.py``: which weights are evaluated, kept as the best and handed out?
 - ``predictions.py``: what do the models say of other data?
-- ``one_module.py``: how does a whole ``inference`` become one graph, for exports?
-- ``onnx_file.py``: how does an ONNX file come about, and how is it known to compute the same?
-- ``calibration.py``: which range of values do 8-bit numbers stand for?
 - ``trials.py``: how are several runs kept below one folder, and gone on with?
 - ``devices.py``: what may a device be called?
 - ``half_precision.py``: does half precision work on this GPU, and with these numbers?
@@ -34,20 +31,9 @@
 - ``old_names.py``: what did templates before this one call differently?
 - ``reports.py``: what does a trainer say, at log points, behind an epoch and at the end?
 - ``as_found.py``: how is a trainer looked at by training it, and left as it was?
-- ``step_runner.py``: what does a step that was written for torchkeras call?
-- ``fit_call.py``: what does a call of ``KerasModel.fit`` ask for, and how does a trainer get it?
-- ``fit_checks.py``: what do people who come from Keras write, and what is to be written here?
-- ``fit_callbacks.py``: who keeps its best weights in a file, and calls the callbacks of torchkeras?
-- ``fit_by_loss.py``: how does its trainer call the network?
-- ``fit_by_steps.py``: and where the step is the user's own?
-- ``fit_processes.py``: how does such a model get into other processes?
 - ``copies.py``: what does a copy of a trainer hold?
 - ``options.py``: how does a dataclass become command-line options?
-- ``settings.py``: which settings does a trainer's class have?
-- ``written_settings.py``: what was set in files and on the command line?
-- ``objects_by_class.py``: how is an object made of the name of its class?
-- ``shown_settings.py``: how are settings printed, and stored with a run?
-- ``attribute_docs.py``: what does the source say of every attribute?
-- ``yaml_files.py``: what stands in a file of settings, and in which line?
-- ``typed_values.py``: what does a written value mean where a type is wanted?
+- ``configuration/``: which settings are there, and how do they come from a file and a command line?
+- ``export/``: how does a trained model become a graph, an ONNX file, 8-bit numbers?
+- ``front/``: what stands behind ``KerasModel``?
 """

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..data.seeding import is_seed_asked_for, seed_everything, seed_of_run
+from ..run.configuration.settings import SET, arguments_from
+from ..run.configuration.shown_settings import SEED, StoredSettings, as_file, as_help
+from ..run.configuration.written_settings import Settings
+from ..run.configuration.yaml_files import ConfigError
 from ..run.options import in_notebook
-from ..run.settings import SET, arguments_from
-from ..run.shown_settings import SEED, StoredSettings, as_file, as_help
-from ..run.written_settings import Settings
-from ..run.yaml_files import ConfigError
 
 if TYPE_CHECKING:
     from ..template import TemplateModel

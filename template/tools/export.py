@@ -26,8 +26,8 @@ import torch
 
 from ..checkpoint.state import unwrap
 from ..output.console import number
-from ..run.one_module import Example, capture, ready_to_capture
-from ..run.onnx_file import beside, call_captured, compared, operators, require_onnx, shapes_in, write_onnx
+from ..run.export.one_module import Example, capture, ready_to_capture
+from ..run.export.onnx_file import beside, call_captured, compared, operators, require_onnx, shapes_in, write_onnx
 
 if TYPE_CHECKING:
     from ..template import TemplateModel

@@ -38,10 +38,10 @@ from ..data.seeding import rng_kept
 from ..data.shares import Uneven
 from ..output.text_table import text_table
 from ..run.as_found import as_found, planned_rates
-from ..run.calibration import RANGES, Histogram
 from ..run.checks import check_count, require_eval_loader, require_init
-from ..run.one_module import Example, as_input, capture, quiet, ready_to_capture
-from ..run.onnx_file import beside, call_captured, open_session, operators, require_onnx, run_session, write_onnx
+from ..run.export.calibration import RANGES, Histogram
+from ..run.export.one_module import Example, as_input, capture, quiet, ready_to_capture
+from ..run.export.onnx_file import beside, call_captured, open_session, operators, require_onnx, run_session, write_onnx
 from ..run.setup import batches_to_train
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ def ptq(trainer: TemplateModel, batches: int = 32, method: str = "max", loader: 
     Args:
         batches: how many calibrate; at most one pass over the loader.
         method: of choosing a range. "max": all values that were seen. "percentile": ``percent`` of them. "mse": the range
-            with the smallest squared error. "entropy": the one that keeps the distribution. See ``run/calibration.py``.
+            with the smallest squared error. "entropy": the one that keeps the distribution. See
+            ``run/export/calibration.py``.
         loader: "train" or "eval": what calibrates. Scores are always those of ``eval_loader``, so "train" is honest.
         path: of the ONNX file; None: ``int8.onnx`` in the run's folder.
         weights: "now", "training", "best", "last" or a path, as for ``to_onnx``.
@@ -407,7 +408,7 @@ def require_packages(call: str, method: str = "max", percent: float = 99.99, is_
 
 
 def _observer_class(method, percent):
-    """An observer for torchao that keeps a histogram, and asks ``run/calibration.py`` for the range."""
+    """An observer for torchao that keeps a histogram, and asks ``run/export/calibration.py`` for the range."""
     from torchao.quantization.pt2e.observer import UniformQuantizationObserverBase  # type: ignore  # optional
 
     class RangeObserver(UniformQuantizationObserverBase):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import entropy as divergence_of
 
-from template.run.calibration import RANGES, Histogram, divergence, rounded
+from template.run.export.calibration import RANGES, Histogram, divergence, rounded
 
 
 def histogram_of(*parts):

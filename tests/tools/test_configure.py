@@ -15,10 +15,10 @@ from tiny import Tiny, tiny_model, weights
 from torch import nn
 
 from template import EMA, EarlyStopping, seed_everything
-from template.run.shown_settings import as_file
-from template.run.typed_values import is_plain, parts_of
-from template.run.written_settings import Settings
-from template.run.yaml_files import ConfigError
+from template.run.configuration.shown_settings import as_file
+from template.run.configuration.typed_values import is_plain, parts_of
+from template.run.configuration.written_settings import Settings
+from template.run.configuration.yaml_files import ConfigError
 from template.tools.configure import configure
 from template.tools.kfold import kfold
 from template.tools.search import search

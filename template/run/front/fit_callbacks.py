@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import files, state
-from ..hooks import EVENTS, Callback
+from ...checkpoint import files, state
+from ...hooks import EVENTS, Callback
 
 if TYPE_CHECKING:
-    from ..keras_model import KerasModel
-    from ..template import TemplateModel
+    from ...keras_model import KerasModel
+    from ...template import TemplateModel
 
 _OLD_EVENTS = ("on_fit_start", "on_train_epoch_end", "on_validation_epoch_end", "on_fit_end")
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..metrics.epoch import is_accumulator
+from ...metrics.epoch import is_accumulator
+from ..train_metrics import TrainMetrics
 from .fit_by_loss import ByLoss
 from .step_runner import Accelerator
-from .train_metrics import TrainMetrics
 
 if TYPE_CHECKING:
-    from ..keras_model import KerasModel
-    from ..template import TemplateModel
+    from ...keras_model import KerasModel
+    from ...template import TemplateModel
 
 
 class BySteps(ByLoss):

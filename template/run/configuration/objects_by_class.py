@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from torch import nn
 
-from ..hooks import Callback
+from ...hooks import Callback
 from .typed_values import Mismatch, parts_of
 from .yaml_files import Given
 

@@ -24,15 +24,15 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree  # torch.export names inputs and outputs by it, and has no other name for it
 
-from ..checkpoint import files, state
-from ..checkpoint.state import unwrap
-from ..data.loaders import make_batches
-from ..data.seeding import rng_kept
-from ..metrics.modes import eval_mode, unchanged
-from .defaults import input_of, parameter_dtype
+from ...checkpoint import files, state
+from ...checkpoint.state import unwrap
+from ...data.loaders import make_batches
+from ...data.seeding import rng_kept
+from ...metrics.modes import eval_mode, unchanged
+from ..defaults import input_of, parameter_dtype
 
 if TYPE_CHECKING:
-    from ..template import TemplateModel
+    from ...template import TemplateModel
 
 _MOST_SAMPLES = 4  # of an example that a loader gave: its values do not matter, and a small one is soon computed
 

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..metrics.best import direction_of
-from ..output.console import number
-from ..output.history_table import named_as_in_keras
-from ..output.warn import warn
+from ...metrics.best import direction_of
+from ...output.console import number
+from ...output.history_table import named_as_in_keras
+from ...output.warn import warn
 from .fit_callbacks import BestWeights, OldCallback, is_ours
 from .fit_checks import OF_KERAS
 
 if TYPE_CHECKING:
-    from ..keras_model import KerasModel
+    from ...keras_model import KerasModel
 
 _PRECISIONS = {"no": None, "bf16": "bf16", "fp16": "fp16"}
 

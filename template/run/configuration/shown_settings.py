@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..hooks import Callback
-from ..output.run_folder import CONFIG_FILE, replace_file, told_when_it_fails
+from ...hooks import Callback
+from ...output.run_folder import CONFIG_FILE, replace_file, told_when_it_fails
 from .settings import MISSING, SET, Setting
 from .typed_values import as_yaml, is_plain_value
 from .written_settings import Settings
 from .yaml_files import pyyaml
 
 if TYPE_CHECKING:
-    from ..template import TemplateModel
+    from ...template import TemplateModel
 
 SEED = f"{SET}.seed"
 _WIDTH = 110

@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import nn
 
-from ..hooks import Callback
+from ...hooks import Callback
 from . import attribute_docs
 from .typed_values import described, parts_of
 

@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from ..data.nested import to_device
-from ..metrics.epoch import is_accumulator
-from ..parallel.ranks import default_device
+from ...data.nested import to_device
+from ...metrics.epoch import is_accumulator
+from ...parallel.ranks import default_device
 
 if TYPE_CHECKING:
-    from ..template import TemplateModel
+    from ...template import TemplateModel
 
 
 class StepRunner:

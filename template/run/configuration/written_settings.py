@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..output.warn import warn
+from ...output.warn import warn
 from .objects_by_class import made_by_jsonargparse
 from .settings import MISSING, SET, Setting, names_of_arguments, settings_of
 from .typed_values import Mismatch, is_plain, is_plain_value, parts_of, to_type
 from .yaml_files import INCLUDE, ConfigError, Given, parse_value, read_yaml
 
 if TYPE_CHECKING:
-    from ..template import TemplateModel
+    from ...template import TemplateModel
 
 _RESERVED = ("config", "print_config", "help", SET, INCLUDE)
 

@@ -13,13 +13,13 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.state import unwrap
-from ..metrics.functions import as_accumulators
-from .defaults import call_model, label_name, own_loss
+from ...checkpoint.state import unwrap
+from ...metrics.functions import as_accumulators
+from ..defaults import call_model, label_name, own_loss
 
 if TYPE_CHECKING:
-    from ..keras_model import KerasModel
-    from ..template import TemplateModel as _Base
+    from ...keras_model import KerasModel
+    from ...template import TemplateModel as _Base
 else:
     _Base = object
 
