@@ -65,9 +65,9 @@ def test_after_each_epoch_the_terminal_shows_all_of_them_and_the_log_none(termin
 
 
 def test_its_rows_are_those_of_the_history(terminal):
-    trainer = quiet(callbacks=[LivePlot()])
+    plot = LivePlot()
+    trainer = quiet(callbacks=[plot])
     trainer.fit(3)
-    plot = trainer.hooks.callbacks[-1]
     history = next(callback for callback in trainer.hooks.callbacks if isinstance(callback, History))
     kept = [{name: value for name, value in row.items() if name not in ("global_step", "seconds")} for row in history.rows]
     assert plot.rows == kept

@@ -397,18 +397,20 @@ def test_a_package_that_is_missing_is_named_when_the_tracker_is_made():
         Nowhere()
 
 
-def test_only_the_first_process_of_several_sends():
+def test_only_the_first_process_of_several_sends(monkeypatch):
     service = Service()
-    trainer = built("exp", Kept(service))
-    trainer.world.rank = 1
-    try:
-        tracker = trainer.hooks.callbacks[-1]
+    tracker = Kept(service)
+    trainer = built("exp", tracker)
+    with monkeypatch.context() as there:
+        there.setattr(trainer.world, "is_main", False)
         tracker.on_train_start(trainer)
         tracker.on_log(trainer, {"tol_loss": 1.0})
+        tracker.on_eval_result(trainer, {"tol_loss": 1.0})
         tracker.on_exit(trainer)
-    finally:
-        trainer.world.rank = 0
-    assert not service.runs and not Path("exp/trackers").exists()
+        assert not service.runs and not Path("exp/trackers").exists()
+    tracker.on_train_start(trainer)
+    tracker.on_exit(trainer)
+    assert len(service.runs) == 1
 
 
 def test_a_run_that_is_reproduced_sends_nothing_a_second_time(tmp_path, monkeypatch):
