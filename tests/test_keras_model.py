@@ -2,7 +2,9 @@
 
 import copy
 import csv
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import template
-from template import Callback, Confusion, KerasModel, build_optimizer
+from template import EMA, Callback, Confusion, JsonLines, KerasModel, build_optimizer
 from template.keras_model import Accelerator, StepRunner
 from template.output.history_table import Table
 from template.tools import launch as launcher
@@ -263,6 +265,31 @@ def test_a_run_that_was_cut_short_resumes_to_the_same_bits_and_the_same_rows():
     again = model_of(tiny_model(seed=9, dropout=0.2))
     fitted(again, 4, ckpt_path="cut", resume="auto")
     assert again.history == whole.history and are_equal(weights_of(again), weights_of(whole))  # nothing was left to train
+
+
+def points(path):
+    """What a tracker wrote: each point once."""
+    return [re.sub(r'"(time|crc)": [^,}]+', "", line) for line in Path(path).read_text().splitlines()]
+
+
+def test_averages_trackers_and_a_nominal_batch_go_on_by_fit_and_by_resume():
+    def fit(ckpt_path, epochs, callbacks=(), **settings):
+        fitted(models[ckpt_path], epochs, shuffle=True, ckpt_path=ckpt_path, nominal_batch_size=30, warm_up_updates=3,
+               log_per_step=1, callbacks=[EMA(decay=0.9), JsonLines(), *callbacks], **settings)
+
+    models = {name: model_of(tiny_model(dropout=0.2)) for name in ("once", "twice", "cut")}
+    fit("once", 4)
+    fit("twice", 2)
+    fit("twice", 2)
+    with pytest.raises(Killed):
+        fit("cut", 4, [KillAt(9)], save_per_steps=1)
+    models["cut"] = model_of(tiny_model(seed=9, dropout=0.2))
+    fit("cut", 4, resume="auto")
+    assert models["once"].trainer.accumulate_steps == 3
+    for name in ("twice", "cut"):
+        assert models[name].history == models["once"].history, name
+        assert are_equal(weights_of(models[name]), weights_of(models["once"])), name
+        assert points(f"{name}_run/numbers.jsonl") == points("once_run/numbers.jsonl"), name
 
 
 def test_behind_load_ckpt_epoch_0_says_how_good_the_weights_are_and_counts_as_best():

@@ -11,6 +11,7 @@ from tiny import tiny_trainer, weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from template import EMA, KerasModel
 from template.hooks import Callback
 from template.tools import quantize
 from template.tools.quantize import _Captured, _set_mode, ptq, qat
@@ -87,6 +88,19 @@ def test_another_method_path_and_weights(trained):
     assert found.path == "other.onnx" and found.onnx == pytest.approx(found.after, abs=1e-3)
     assert found.after["tol_loss"] == pytest.approx(found.before["tol_loss"], abs=0.05)
     assert "best.pth" in found.weights
+
+
+@pytest.mark.slow
+def test_the_model_of_fit_is_quantized_and_goes_on(own_folder):
+    net = small_cnn()
+    model = KerasModel(net, nn.CrossEntropyLoss(), optimizer=torch.optim.SGD(net.parameters(), 0.1))
+    data = DataLoader(images(50, 1), 8, shuffle=True), DataLoader(images(21, 2), 8)
+    settings = {"plot": False, "patience": None, "tensorboard": False, "nominal_batch_size": 16, "seed": 3}
+    model.fit(*data, epochs=1, callbacks=[EMA(decay=0.9)], **settings)
+    found = ptq(model.trainer, batches=3)
+    assert found.onnx == pytest.approx(found.after, abs=1e-3)
+    assert found.before["tol_loss"] == pytest.approx(model.evaluate(data[1], quiet=True)["val_loss"])
+    assert len(model.fit(*data, epochs=1, callbacks=[EMA(decay=0.9)], **settings)) == 2
 
 
 @pytest.mark.slow

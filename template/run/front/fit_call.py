@@ -124,6 +124,8 @@ class FitCall:
                 close = difflib.get_close_matches(name, trainer.attribute_names, n=3)
                 raise TypeError(f"fit() takes the settings of TemplateModel beside its own arguments, and {name!r} is none."
                                 f"{f' Did you mean {close}?' if close else ''} docs/attributes.md lists them.")
+            if name == "accumulate_steps" and value == 1 and trainer.nominal_batch_size is not None:
+                continue  # the default of fit; the nominal batch decides it
             now = getattr(trainer, name)  # what cannot change any more may still be said again
             if type(value) not in (bool, int, float, str) or type(now) is not type(value) or now != value:
                 setattr(trainer, name, value)
