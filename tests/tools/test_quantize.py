@@ -272,6 +272,25 @@ def test_qat_refuses_a_model_that_goes_another_way_in_eval_mode(own_folder):
         qat(cnn_trainer(AsksItself()), 1)
 
 
+class Follows(nn.Module):
+    """The mean of what it has seen in training, as a codebook follows its inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = small_cnn()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training:
+            self.seen.lerp_(x.mean(), 0.1)
+        return self.net(x)
+
+
+def test_qat_refuses_a_model_that_would_change_its_buffers_in_eval_mode_too(own_folder):
+    with pytest.raises(ValueError, match=r"changes \['models.0.seen'\] in eval mode too"):
+        qat(cnn_trainer(Follows()), 1)
+
+
 def test_a_mode_is_switched_where_operators_say_it():
     model = nn.Sequential(nn.Dropout1d(0.4), nn.Linear(3, 4), nn.AlphaDropout(0.2))
     graph = torch.export.export(model.train(), (torch.randn(5, 2, 3),)).module()
