@@ -15,6 +15,7 @@ from tiny import Tiny, tiny_model, weights
 from torch import nn
 
 from template import EMA, EarlyStopping, seed_everything
+from template.data.seeding import is_seed_asked_for
 from template.run.configuration.shown_settings import as_file
 from template.run.configuration.typed_values import is_plain, parts_of
 from template.run.configuration.written_settings import Settings
@@ -462,3 +463,13 @@ def test_a_search_and_a_cross_validation_configure_each_of_their_trainers():
 
 def test_config_error_is_a_value_error():
     assert issubclass(ConfigError, ValueError)
+
+
+def test_a_trainer_that_cannot_be_built_leaves_its_seed_to_no_other(own_folder):
+    class Fails(Configured):
+        def __init__(self):
+            raise OSError("no data")
+
+    with pytest.raises(OSError, match="no data"):
+        configure(Fails, ["--set.seed", "5"])
+    assert not is_seed_asked_for()
