@@ -343,7 +343,7 @@ class KerasModel(nn.Module):
         return result
 
     def _launch(self, call, num_processes, args, kwargs):
-        from .tools.launch import launch
+        from .tools.launch import launch  # type: ignore[import-not-found,unused-ignore]  # it may be left out of a copy
 
         if self.trainer is not None:
             self.trainer.close()

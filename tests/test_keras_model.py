@@ -750,6 +750,7 @@ def test_training_goes_on_from_what_other_processes_did_and_back(monkeypatch):
     assert model.evaluate_ddp(1, loaders()[1], quiet=True) == once.evaluate(loaders()[1])
 
 
-def test_what_cannot_be_sent_to_another_process_is_told():
+def test_what_cannot_be_sent_to_another_process_is_told(monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "my_train.py", raising=False)  # in a script, nothing is forked
     with pytest.raises(TypeError, match="cannot be sent"):
         model_of(metrics={"acc": lambda pred, y: 0.0}).fit_ddp(2, *loaders(), epochs=1)

@@ -72,7 +72,7 @@ def _with_whole_paths(value, given):
 def _whole_path(name, given):
     if not (name.isidentifier() and name[0].isupper()):
         return name
-    package = sys.modules[__package__.rpartition(".")[0]]
+    package = sys.modules[__package__.rsplit(".", 2)[0]]
     for home in (package, nn):
         if isinstance(found := getattr(home, name, None), type):
             return f"{found.__module__}.{found.__qualname__}"
