@@ -119,7 +119,7 @@ class KerasModel(nn.Module):
             val_data: batches to validate on; None: ``monitor`` is a value of the training.
             epochs: how many; fewer when nothing gets better.
             ckpt_path: file that always holds the best weights of ``net``, for ``load_ckpt`` or ``torch.load``. All that
-                resuming needs, the log and the history are in the folder beside it, ``<ckpt_path>_run``.
+                resuming needs, the log and the history are in the folder beside it, ``checkpoint_run``.
             patience: epochs in a row without a better ``monitor`` after which it stops; None: it never does.
             monitor: what decides which weights are best: "val_loss", "val_<metric>", "train_loss" or "train_<metric>".
             mode: "min" or "max", whether less or more of it is better.
