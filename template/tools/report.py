@@ -383,7 +383,7 @@ def _settings(run):
     parts += [page.section("Options", options, 3)] if options else []
     if len(run.starts) > 1:
         parts.append(page.section("Starts", page.table(_start_rows(run.starts)), 3))
-    others = {name: value for name, value in run.configuration.settings.items() if name not in _STATE}
+    others = {name: value for name, value in run.settings.items() if name not in _STATE}
     parts.append(page.folded("All settings of the trainer", page.table(_named_values(others))))
     return "".join(parts)
 
