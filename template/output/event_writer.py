@@ -114,7 +114,8 @@ class EventFile:
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore  # optional, without types
         from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore  # optional, without types
 
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{EventFile._number:06d}"
+        now = f"{time.time():017.6f}"  # TensorBoard reads files in the order of their names, also those of one second
+        name = f"events.out.tfevents.{now}.{socket.gethostname()}.{os.getpid()}.{EventFile._number:06d}"
         EventFile._number += 1
         self.folder = str(folder)
         self._file = PatientFile(Path(folder) / name)

@@ -71,6 +71,18 @@ def test_two_writers_of_one_folder_made_in_one_second_do_not_share_a_file():
         assert points("runs/mine", f"loss{number}") == [(step, step) for step in range(4)]
 
 
+def test_two_starts_within_one_second_are_read_in_their_order_whatever_their_process_numbers_are(monkeypatch):
+    for now, pid, step in ((1e9 + 0.2, 9998, 1), (1e9 + 0.7, 10002, 2)):  # as text, the second number comes first
+        with monkeypatch.context() as patched:
+            patched.setattr(event_writer.time, "time", lambda now=now: now)
+            patched.setattr(event_writer.os, "getpid", lambda pid=pid: pid)
+            writer = make_writer("runs/a")
+            writer.add_scalar("loss", step, step)
+            writer.close()
+    events = EventAccumulator("runs/a").Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2]
+
+
 def test_closed_it_goes_on_in_a_new_file():
     writer = make_writer("runs/mine")
     writer.add_scalar("loss", 1, 1)
