@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from template.callbacks import history, progress_bar
+from template.data import workers
 from template.output.logger import Logger
 
 
@@ -30,6 +31,8 @@ def own_folder(tmp_path, monkeypatch):
         sys.stdout.restore()
     sys.stdout = stdout
     torch.use_deterministic_algorithms(False)
+    for iterator in tuple(workers._ITERATORS):  # of loaders that nobody needs any more; as garbage they take 5 s a worker
+        iterator._shutdown_workers()
 
 
 @pytest.fixture(autouse=True)
