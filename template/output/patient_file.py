@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class PatientFile:
             OSError: it cannot be opened.
         """
         self._file = open(self.path, "ab", buffering=0)
+        weakref.finalize(self, self._file.close).atexit = False  # in a circle, before the file's own __del__
 
     def write(self, data):
         with self._lock:

@@ -179,8 +179,6 @@ def test_json_holds_it_all(runs, capsys):
     assert found["done"]["best"] == max(row["eval/acc"] for row in find_run("done").record.rows)
 
 
-# Now and then a fold leaves its event file to the garbage collection, which is not what is tested here.
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_runs_in_folders_of_folders_are_listed_by_their_path(tmp_path, capsys):
     kfold(lambda *sets: Tiny(nn.Linear(6, 3), **dict(zip(("train_loader", "eval_loader"), map(DataLoader, sets)))),
           TensorDataset(*tiny_data(12)), k=2, epochs=1, ckpt_dir="check_point/digits", predict=False)
