@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -53,6 +53,15 @@ def epoch_behind(rows: Sequence[Mapping[str, Any]], epoch: Any) -> Any:
         raise ValueError(f"epoch must be a finite number, or None for the next one, got {epoch!r}.")
     number = float(epoch)
     return int(number) if number.is_integer() else number
+
+
+def flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """``{"model": {"width": 8}}`` as ("model.width", 8)."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
 
 
 def _number(name, value, who):

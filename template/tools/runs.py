@@ -30,6 +30,7 @@ from typing import Any
 
 from ..metrics.best import best_in_rows, direction_of
 from ..output.conditions import is_number, parse
+from ..output.named_values import flat
 from ..output.run_lock import RunInUse, RunLock, is_held
 from ..output.run_record import RunRecord, folders_of_runs
 from ..output.text_table import text_table
@@ -101,7 +102,7 @@ class Run:
         parts["best"] = {name: value for name, (_, value) in self.best.items()}
         parts["last"] = {name: value for name, value in last.items() if name not in ("epoch", "global_step", "seconds")}
         for part, own in parts.items():
-            found |= {f"{part}.{name}": value for name, value in _flat(own)}
+            found |= {f"{part}.{name}": value for name, value in flat(own)}
         return found
 
     @cached_property
@@ -191,15 +192,6 @@ def _sorted(runs, name, reverse):
             + sorted(texts, key=lambda run: str(run.value(name)), reverse=reverse) + rest)
 
 
-def _flat(values, prefix=""):
-    """``(name, value)`` with inner dicts as "optimizer.lr"."""
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def _plain(name):
     return name.replace("-", "_")
 
@@ -251,7 +243,7 @@ def show(run: Run) -> str:
         parts.append(text_figure(record.rows, run.key, {name: best for name, best in run.best.items()},  # type: ignore[misc]
                                  shutil.get_terminal_size().columns, characters=characters_for(sys.stdout.encoding)))
     for what in ("options", "settings", "environment"):
-        own = {name: value for name, value in _flat(record.newest(what)) if what != "settings" or value not in (None, {})}
+        own = {name: value for name, value in flat(record.newest(what)) if what != "settings" or value not in (None, {})}
         parts.append(f"{what}\n" + text_table([{"": "", "name": f"  {name}", "value": str(value)} for name, value
                                               in own.items() if name not in _NO_SETTINGS]) if own else "")
     if record.digests:
@@ -267,7 +259,7 @@ def diff(one: Run, other: Run) -> str:
     parts, names = [], (one.name, other.name) if one.name != other.name else (str(one.folder), str(other.folder))
     rows = []
     for what in ("options", "settings", "environment"):
-        mine, theirs = (dict(_flat(run.record.newest(what))) for run in (one, other))
+        mine, theirs = (dict(flat(run.record.newest(what))) for run in (one, other))
         rows += [{"what": f"{what}.{name}", names[0]: str(mine.get(name, "")), names[1]: str(theirs.get(name, ""))}
                  for name in dict.fromkeys((*mine, *theirs))
                  if name not in _NO_SETTINGS and mine.get(name) != theirs.get(name)]

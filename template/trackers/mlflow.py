@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..output.named_values import flat
 from .base import About, Tracker, x_of
 
 _STATES = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
@@ -48,7 +49,7 @@ class MLflow(Tracker):
         else:
             client.update_run(id, status="RUNNING")
         there = client.get_run(id).data.params
-        config = {_legal(name): str(value)[:_MOST_LETTERS] for name, value in _flat(about.config)}
+        config = {_legal(name): str(value)[:_MOST_LETTERS] for name, value in flat(about.config)}
         new = [Param(name, value) for name, value in config.items() if name not in there]
         for start in range(0, len(new), _MOST_PARAMS):
             client.log_batch(id, params=new[start:start + _MOST_PARAMS])
@@ -79,15 +80,6 @@ class MLflow(Tracker):
 
     def finish(self, status: str) -> None:
         self.run.set_terminated(self.id, _STATES[status])
-
-
-def _flat(config, before=""):
-    """``{"model": {"width": 8}}`` as ("model.width", 8)."""
-    for name, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{before}{name}.")
-        else:
-            yield f"{before}{name}", value
 
 
 def _legal(name):
