@@ -194,6 +194,9 @@ def import_ahead():
     import torch.utils.data
     import torch.utils.tensorboard  # noqa: F401
     import tqdm  # noqa: F401
+    from warm import warm_up
+
+    warm_up()
 
 
 def serve(control):

@@ -2,7 +2,7 @@
 
 The file holds ``[[page, line, code, folder], …]``. What all of them import is imported once; each block then runs in a fork
 of this process, in its folder, where ``utils`` and ``train`` are found. Lines in a traceback are those of the page. The exit
-code is 1 when a block failed; its output is printed.
+code is 1 when a block failed; its output is printed. ``history.png`` is drawn where a block speaks of pictures, see warm.py.
 """
 
 import gc
@@ -19,6 +19,7 @@ import torch._dynamo  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
 import torchmetrics  # noqa: F401
 import tqdm.auto  # noqa: F401
+from warm import warm_up
 
 
 def run(page, line, code, folder, output):
@@ -28,12 +29,14 @@ def run(page, line, code, folder, output):
     os.dup2(output.fileno(), 2)
     sys.path.insert(0, folder)
     sys.argv[:] = ["block.py"]
+    os.environ["CURVES"] = str(int("png" in code))
     exec(compile("\n" * line + code, page, "exec"), sys.modules["__main__"].__dict__)
     sys.exit()
 
 
 def main():
     failed = 0
+    warm_up()
     gc.freeze()  # or each child looks through all that was imported when it ends, which takes a second
     for page, line, code, folder in json.loads(Path(sys.argv[1]).read_text()):
         with tempfile.TemporaryFile() as output:

@@ -22,7 +22,7 @@ TRAIN = ROOT / "train.py"
 def finished_run(tmp_path_factory):
     """A short run of train.py to its end: (folder, printed text)."""
     def run(folder):
-        done = run_python(TRAIN, "--epochs", 4, "--batch-size", "96", "--patience=50", cwd=folder)
+        done = run_python(TRAIN, "--epochs", 4, "--batch-size", "96", "--patience=50", cwd=folder, env={"CURVES": "1"})
         folder.with_suffix(".txt").write_text(done.stdout)
 
     folder = once(tmp_path_factory, "run of train.py", run)
