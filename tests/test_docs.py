@@ -66,7 +66,7 @@ def copy_folder(source, target):
 def bash(commands, folder, **environment):
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     done = subprocess.run(["bash", "-ec", commands], cwd=folder, text=True, capture_output=True, timeout=300,
-                          env={**os.environ, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
+                          env={**os.environ, "PATH": path, "PYTHONDONTWRITEBYTECODE": "", "OMP_NUM_THREADS": "1",
                                **environment})
     assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
     return done.stdout
