@@ -646,26 +646,26 @@ def test_memory_of_tensors_does_not_grow_over_an_epoch(new_tensors):
 
 
 @pytest.mark.slow
-def test_memory_stays_flat_over_ten_thousand_updates(new_tensors):
+def test_memory_stays_flat_over_thousands_of_updates(new_tensors):
     """Of tensors and of everything that Python allocates, with TensorBoard, history and log points every five updates."""
     live, traced = [], []
 
     class Counting(Callback):
         def on_after_step(self, model):
-            if model.global_step % 2000 == 0:
+            if model.global_step % 600 == 0:
                 model.writer.flush()  # up to a second of points waits there
                 live.append(len(new_tensors()))
                 traced.append(tracemalloc.get_traced_memory()[0])
 
-    batches = loader_of("list", *tiny_data(20)) * 5000
+    batches = loader_of("list", *tiny_data(20)) * 1500
     trainer = tiny_trainer(use_tb=True, callbacks=[Counting()], train_loader=batches, preflight=False, eval_loader=None)
     tracemalloc.start()
     try:
         trainer.train_loop()
     finally:
         tracemalloc.stop()
-    assert len(live) == 5 and max(live) <= live[0] + 10  # one tensor that is kept every thousand updates would be 8
-    assert max(traced[1:]) - traced[0] < 50_000  # a float that is kept per update would be 256 kB
+    assert len(live) == 5 and max(live) <= live[0] + 10  # one tensor that is kept every two hundred updates would be 12
+    assert max(traced[1:]) - traced[0] < 25_000  # a float that is kept per update would be 77 kB
 
 
 LARGE = """
@@ -712,9 +712,14 @@ def test_the_peak_of_a_training_is_within_two_percent_of_the_loop_by_hand(tmp_pa
     (tmp_path / "job.py").write_text(LARGE)
     env = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_ARENA_MAX": "1",
            "FORK_SERVER": "0"}  # a fork begins with the peak of its parent
-    peaks = {who: min(int(re.search(r"peak (\d+)", run_python("job.py", who, cwd=tmp_path, env=env).stdout)[1])
-                      for _ in range(2)) for who in ("by hand", "template")}
-    assert peaks["template"] <= 1.02 * peaks["by hand"]
+    peaks = {"by hand": [], "template": []}
+    for _ in range(3):  # one is enough, as a rule
+        for who, found in peaks.items():
+            done = run_python("job.py", who, cwd=tmp_path, env=env)
+            found.append(int(re.search(r"peak (\d+)", done.stdout)[1]))
+        if min(peaks["template"]) <= 1.02 * min(peaks["by hand"]):
+            return
+    pytest.fail(f"kB of a training and of the loop by hand: {peaks}")
 
 
 def test_scores_that_share_a_confusion_in_metrics_count_each_batch_once():
