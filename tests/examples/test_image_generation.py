@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
-from ranks import torchrun
+from ranks import run_ranks
 from scipy.stats import entropy
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tiny import ROOT
@@ -81,8 +81,8 @@ def test_a_run_that_was_stopped_within_an_epoch_ends_with_the_same_bits(example)
 
 @pytest.mark.slow
 def test_two_processes_have_one_codebook_and_the_figures_of_their_weights(example, tmp_path):
-    torchrun(2, FOLDER / "train_imgen.py", "--epochs", 1, "--seed", 0, "--batch", 32, "--nbs", 64, "--device", "cpu",
-             "--set.limit_train_batches", 12, cwd=tmp_path)
+    run_ranks(2, FOLDER / "train_imgen.py", "--epochs", 1, "--seed", 0, "--batch", 32, "--nbs", 64, "--device", "cpu",
+              "--set.limit_train_batches", 12, cwd=tmp_path)
     with open("check_point/imgen/history.csv", newline="") as file:
         *_, row = csv.DictReader(file)
     train_set, eval_set = example.digits()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from ranks import epochs_told, history, torchrun
+from ranks import epochs_told, history, run_ranks
 from tiny import ROOT, weights
 
 from template.hooks import Callback
@@ -66,9 +66,9 @@ def test_a_run_that_was_ended_in_the_middle_of_an_epoch_goes_on_to_the_same_bits
 @pytest.mark.slow
 def test_two_processes_train_from_the_same_file_and_rank_0_writes(own_folder):
     words = [*SMALL, "--batch", "16", "--seed", "1", "--epochs", "2", "--set.amp", "bf16"]
-    told = torchrun(2, SCRIPT, *words, cwd=own_folder)
+    printed, _ = run_ranks(2, SCRIPT, *words, cwd=own_folder)
     folder = own_folder / "check_point/cls"
-    assert epochs_told(told.stdout) == [1, 2] and "2 processes (ddp)" in told.stdout
+    assert epochs_told(printed) == [1, 2] and "2 processes (ddp)" in printed
     assert history(folder)[-1]["eval/acc"] > 0.8
     assert yaml.safe_load((folder / "config.yaml").read_text())["set"]["amp"] == "bf16"
 
