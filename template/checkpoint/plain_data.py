@@ -15,7 +15,9 @@ import torch
 DICTS = (dict, OrderedDict, Counter)  # MultiStepLR keeps its milestones in a Counter
 LISTS = (list, tuple)
 _PLAIN = (bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device)
-_KIND = "kind of plain data"  # the key of a dict that stands for something else
+_KIND = "kind of plain data"  # the key of a dict that stands for something else, be it a dict with this very key
+_DICTS_BY_NAME = {kind.__name__: kind for kind in DICTS}
+_STAND_INS = ("bytes", "deque", *_DICTS_BY_NAME)
 
 
 def as_plain(value):
@@ -26,6 +28,8 @@ def as_plain(value):
         return value
     if kind in DICTS:
         parts = [(key.item() if isinstance(key, np.generic) else key, as_plain(part)) for key, part in value.items()]
+        if _KIND in value:
+            return {_KIND: kind.__name__, "entries": parts}
         is_same = all(key is old and part is value[old] for (key, part), old in zip(parts, value))
         return value if is_same else kind(dict(parts) if kind is Counter else parts)
     if kind in LISTS:
@@ -41,17 +45,20 @@ def as_plain(value):
 
 
 def restored(value):
-    """The bytes and deques that ``as_plain`` wrote as dicts; everything else as it is."""
+    """What ``as_plain`` wrote as a dict that stands for it; everything else as it is."""
     kind = type(value)
     if kind in DICTS:
-        if _KIND not in value:
+        stands_for = value.get(_KIND)
+        if type(stands_for) is not str or stands_for not in _STAND_INS:
             for key, part in value.items():  # of a file that was just read: nobody else has it
                 if type(part) not in _PLAIN:
                     value[key] = restored(part)
             return value
-        if value[_KIND] == "bytes":
+        if stands_for == "bytes":
             return value["text"].encode("latin-1")
-        return deque(map(restored, value["entries"]), value["maxlen"])
+        if stands_for == "deque":
+            return deque(map(restored, value["entries"]), value["maxlen"])
+        return _DICTS_BY_NAME[stands_for]({key: restored(part) for key, part in value["entries"]})
     return kind(map(restored, value)) if kind in LISTS else value
 
 
