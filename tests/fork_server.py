@@ -189,6 +189,7 @@ class Forked:
 def import_ahead():
     """What a training imports sooner or later, and nothing that starts a thread or draws a number."""
     import matplotlib.figure  # noqa: F401
+    import sklearn.datasets  # noqa: F401  (of train.py)
     import torch._dynamo
     import torch.distributed
     import torch.utils.data
