@@ -3,6 +3,7 @@
 import re
 import shutil
 
+import fork_server
 import pytest
 import torch
 from tiny import ROOT, run_python
@@ -170,8 +171,11 @@ def test_make_bench_runs_those_that_are_asked_for(own_folder):
     assert re.findall("^=== (.*) ===$", printed, re.MULTILINE) == ["gpu"]
 
 
-def test_the_benchmark_of_several_processes_times_a_hand_written_loop_and_the_template(capsys):
+def test_the_benchmark_of_several_processes_times_a_hand_written_loop_and_the_template(capsys, monkeypatch):
     from benchmarks import scaling
+
+    monkeypatch.setattr(scaling.subprocess, "run", lambda command, cwd, env, **_: fork_server.run_python(
+        command[1:], cwd=cwd, env=env, timeout=300))
     alone, together = scaling.run("by_hand", 1, ""), scaling.run("template", 2, "ddp")
     assert 0 < alone < 5 and 0 < together < 5
     scaling.estimate()
