@@ -29,7 +29,7 @@ from .joint import JointBatches
 from .nested import Fresh, copied, count_samples, loader_length, pinned, to_device
 from .open_files import tell_of_open_files
 from .position import AT_THIS_BATCH, batches_of, go_on, order_of
-from .seeding import GENERATORS, ORDER, derive, own_generators, reseed, reseeded, sample_rng
+from .seeding import GENERATORS, ORDER, derive, host_rng_kept, own_generators, reseed, reseeded, sample_rng
 from .shares import WHOLE, Uneven
 from .workers import SeededDataset, WorkerInit, own_iterator
 
@@ -494,7 +494,8 @@ class _MapBatches(_Batches):
 
     @contextmanager
     def _seeded_sampler(self, epoch):
-        """The user's sampler under the epoch's seed."""
+        """The user's sampler under the epoch's seed. What a training step draws from numpy and ``random`` goes on behind it
+        as it would have without: where a run goes on within an epoch, these come from the checkpoint."""
         loader, seed = self.loader, derive(self.seed, epoch, ORDER)
         sampler = loader.batch_sampler if loader.batch_sampler is not None else loader.sampler
         parts = [sampler, loader.sampler, getattr(sampler, "sampler", None)]
@@ -503,7 +504,7 @@ class _MapBatches(_Batches):
                 part.set_epoch(epoch)
         held = [value for part in parts for value in getattr(part, "__dict__", {}).values()]
         own = [loader.generator, *(getattr(part, "generator", None) for part in parts), *held]
-        with sample_rng(seed), reseeded([part for part in own if isinstance(part, GENERATORS)], seed):
+        with host_rng_kept(), sample_rng(seed), reseeded([part for part in own if isinstance(part, GENERATORS)], seed):
             yield sampler
 
     def _copy_of_loader(self, tagged, **changed):

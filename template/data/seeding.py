@@ -254,12 +254,22 @@ def restore_rng(state):
 def rng_kept():
     """Around whatever looks at the training from outside: all global generators go on as if it had not happened."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    before = torch.get_rng_state()
+    with host_rng_kept():
+        try:
+            yield
+        finally:
+            torch.set_rng_state(before)
+            for index, state in enumerate(cuda):
+                torch.cuda.set_rng_state(state, index)
+
+
+@contextmanager
+def host_rng_kept():
+    """The same of numpy's and ``random``'s alone. About 100 us: for what happens once in an epoch."""
+    states = np.random.get_state(), random.getstate()
     try:
         yield
     finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-        for index, state in enumerate(cuda):
-            torch.cuda.set_rng_state(state, index)
+        np.random.set_state(states[0])
+        random.setstate(states[1])
