@@ -1,6 +1,7 @@
 """How an update is done.
 
 - ``stepper.py``: how are gradients accumulated, scaled, clipped and applied?
+- ``unlabelled.py``: how is an optimizer stepped without torch's label for profilers?
 - ``closure.py``: how is an optimizer stepped that evaluates the loss by itself (LBFGS, SAM)?
 - ``guard.py``: how is an update skipped whose loss or gradient is not finite?
 - ``nominal_batch.py``: how many batches does an update take?

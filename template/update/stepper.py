@@ -24,6 +24,7 @@ from ..data.nested import Fresh, copied
 from ..data.shares import Uneven
 from ..output.speed import Speed
 from ..output.warn import warn
+from . import unlabelled
 from .schedule_free import train_mode
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -225,7 +226,10 @@ class Stepper:
             _zero_grad(self.optimizers[i])
 
     def _step(self, index):
-        self.scaler.step(self.optimizers[index])
+        if self.is_scaled:
+            self.scaler.step(self.optimizers[index])
+        else:
+            unlabelled.step(self.optimizers[index])
 
     def _unscaled(self, chosen):
         """Of ``chosen`` those that the scaler can step, their gradients unscaled. That these overflow is usual, and the
