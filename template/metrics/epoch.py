@@ -90,6 +90,8 @@ class RunningLosses:
         """The window so far: ``[({name: float}, num_samples), …]``, an entry per batch of any rank, in the order of data."""
         pending, self.pending = self.pending, []
         self.metrics.fetch()
+        if not pending:  # on every rank: they train on equally many batches. An exchange costs 0.2 ms, a busy machine 5
+            return self.recent
         new = self._on_host(pending)
         if self.world.size > 1:
             new = [entry for batches in zip(*self.world.gather(new)) for entry in batches]

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from .watch import RanksDiffer, Watch, difference
 
 _HEAD = struct.Struct("<QqQ")  # checksum of call and kind, number of a signal or 0, length of the message
-_ROOM = 256                    # bytes of the first message: head, and what fits behind it
+_ROOM = 2048                   # bytes of the first message: head, and what fits behind it, as 50 losses of a log point do
 _A_WHILE = timedelta(seconds=1)
 
 

@@ -22,10 +22,14 @@ BATCH = 4
 
 
 class Noted(Callback):
-    """What each epoch gave, and how the weights were at its end."""
+    """What each epoch gave, and how many exchanges between the ranks there were until each log point."""
 
     def __init__(self):
-        self.losses, self.updates = [], 0
+        self.losses, self.updates, self.exchanges = [], 0, []
+
+    def on_log(self, model, values):
+        if model.world.size > 1:
+            self.exchanges.append((model.global_step, model.world.watch.exchanges))
 
     def on_after_step(self, model):
         self.updates += 1
@@ -292,7 +296,7 @@ def train(trainer, name, fit=lambda trainer: trainer.fit(EPOCHS)):
     trainer.check_init(use_tb=False)
     fit(trainer)
     return {"weights": weights(trainer), "losses": noted.losses, "updates": noted.updates, "eval": dict(trainer.eval_result),
-            "best": dict(trainer.best_metric), "skipped": trainer.skipped_updates}
+            "best": dict(trainer.best_metric), "skipped": trainer.skipped_updates, "exchanges": noted.exchanges}
 
 
 # --- what only several processes do -------------------------------------------------------------------------------------

@@ -54,6 +54,11 @@ def test_all_ranks_hold_the_same_weights_and_see_the_same_results(name, ranks):
             key: main[key] for key in ("losses", "updates", "eval", "best", "skipped")}
 
 
+def test_a_log_point_is_one_exchange_and_an_update_without_one_none(two):
+    (five, before), (seven, after) = two[0][0]["sgd"]["exchanges"][:2]
+    assert (five, seven, after - before) == (5, 7, 1)
+
+
 def test_a_plain_loop_over_the_whole_batches_ends_with_the_same_weights(two):
     """Independent of the template: its order alone is taken from the seeds."""
     model = tiny_model(dropout=0.0)
