@@ -29,7 +29,18 @@ from .joint import JointBatches
 from .nested import Fresh, copied, count_samples, loader_length, pinned, to_device
 from .open_files import tell_of_open_files
 from .position import AT_THIS_BATCH, batches_of, go_on, order_of
-from .seeding import GENERATORS, ORDER, derive, host_rng_kept, own_generators, reseed, reseeded, sample_rng
+from .seeding import (
+    GENERATORS,
+    ORDER,
+    derive,
+    give_back,
+    host_rng_kept,
+    own_generators,
+    reseed,
+    reseeded,
+    sample_rng,
+    seed_data,
+)
 from .shares import WHOLE, Uneven
 from .workers import SeededDataset, WorkerInit, own_iterator
 
@@ -286,9 +297,12 @@ class _ReplayedBatches(_Batches):
             tell_of_open_files(self.loader)
         if not self.has_state:
             reseed(own_generators(self._parts()), seed)
-        with sample_rng(seed):
-            iterator = own_iterator(iter(self.loader))
-        batches = self._numbered(iterator, epoch, first, start)
+        if type(self.loader) in (list, tuple):  # no code of anybody's runs that could draw random numbers
+            batches = itertools.islice(self.loader, start, None)
+        else:
+            with sample_rng(seed):
+                iterator = own_iterator(iter(self.loader))
+            batches = self._numbered(iterator, epoch, first, start)
         if self.numbers is not None:
             batches = self._counted(batches)
         return batches if self.share.size == 1 else self._shared(batches)
@@ -309,11 +323,13 @@ class _ReplayedBatches(_Batches):
 
     def _numbered(self, iterator, epoch, first, start):
         for number in itertools.count(first):
-            with sample_rng(derive(self.seed, epoch, number)):
-                try:
-                    batch = next(iterator)
-                except StopIteration:
-                    return
+            before = seed_data(derive(self.seed, epoch, number))
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                give_back(before)
             self.reached = number + 1
             if number >= start:
                 yield batch

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.utils.data import get_worker_info
 
-from .seeding import own_generators, reseed, sample_rng
+from .seeding import give_back, own_generators, reseed, seed_data
 
 
 class SeededDataset:
@@ -32,12 +32,15 @@ class SeededDataset:
         seed, indices = tagged
         if self.generators:
             reseed(self.generators, seed)
-        with sample_rng(seed):
+        before = seed_data(seed)
+        try:
             if not self.batched:
                 return self.collate_fn(self.dataset[indices])
             if getattr(self.dataset, "__getitems__", None):
                 return self.collate_fn(self.dataset.__getitems__(indices))
             return self.collate_fn([self.dataset[index] for index in indices])
+        finally:
+            give_back(before)
 
     def __len__(self):
         return len(self.dataset)

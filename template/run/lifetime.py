@@ -134,10 +134,11 @@ class Lifetime:
             self.checkpoints.save_last()
         if self.trainer.should_stop and self.pace.wants_stop():
             self.stop_request.ask(STOP_NOW)
-        if self.stop_request.signal == STOP_NOW:
-            self._take_stop()
-            raise Paused
-        self.leave_when_asked()
+        if self.stop_request.signal:  # asked once: four more calls would cost an update 2 us
+            if self.stop_request.signal == STOP_NOW:
+                self._take_stop()
+                raise Paused
+            self.leave_when_asked()
         if self.pace.is_at_goal():
             raise Paused
 

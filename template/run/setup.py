@@ -101,7 +101,7 @@ def _build(trainer, callbacks, overrides, log_name, clean_log, arg, use_tb):
     nominal = follow_nominal_batch(trainer)
     check_length(trainer, trainer.updates_per_epoch())
     trainer.lr_schedule = build_schedule(trainer, trainer.updates_per_epoch(), better_when(trainer, trainer.key_metric))
-    trainer.stepper = _stepper(trainer, device, parallel)
+    trainer.stepper = _stepper(trainer, device, parallel, overrides("count_samples"))
     extra = [*nominal, *preflight(trainer), Unfrozen(trainer), *([TellCompiling()] if trainer.compile else []),
              *([SameWeights()] if parallel else [])]
     hooks = Hooks([*callbacks, *extra])
@@ -160,7 +160,7 @@ def _prepare_models(trainer, device):
         use_fused_form(optimizer)
 
 
-def _stepper(trainer, device, parallel):
+def _stepper(trainer, device, parallel, has_own_count):
     def before_step():
         for call in trainer.hooks.on_before_step:
             call(trainer)
@@ -169,8 +169,9 @@ def _stepper(trainer, device, parallel):
     kind: Any = Stepper
     if any(map(takes_closure, trainer.optimizer_list)):
         kind = partial(ClosureStepper, lambda batch: trainer.train_step(batch))
+    count = trainer.count_samples if has_own_count else trainer._counter.count  # what the method of ours calls
     return kind(trainer.optimizer_list, device, trainer.accumulate_steps, trainer.amp, trainer.clip_grad,
-                trainer.count_samples, before_step, trainer.lr_schedule.after_update, guard, parallel)
+                count, before_step, trainer.lr_schedule.after_update, guard, parallel)
 
 
 def _open_run(trainer, log_name, clean_log, arg, use_tb):
