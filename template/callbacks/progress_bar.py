@@ -89,9 +89,9 @@ class ProgressBar(Callback):
     # --- an evaluation that takes long ----------------------------------------------------------------------------
 
     def on_eval_batch(self, model: TemplateModel, batch: Any) -> None:
-        if not self._is_shown(model):
-            return
         if self.bar is None:
+            if self._tqdm is False or not self._is_shown(model):
+                return
             self.bar = self._open("evaluation", model.evaluator.num_batches, 0, "batch", _EVALUATION_IS_LONG_AFTER_SECONDS)
         if self.bar is not None and self.bar.unit == "batch":  # in the midst of an epoch its own bar stays
             self.bar.update()

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -128,11 +129,21 @@ class Mean(Metric):
     def fetch(self) -> None:
         """Bring what came since the last call to the host."""
         pending, self.pending = self.pending, []
-        fetched = iter(to_floats([number for pair in pending for number in pair]))
-        for value, weight in zip(fetched, fetched):
+        values, weights = [value for value, _ in pending], [weight for _, weight in pending]
+        if all(type(weight) is int for weight in weights):
+            values = to_floats(values)
+        else:
+            fetched = to_floats(values + weights)
+            values, weights = fetched[:len(pending)], fetched[len(pending):]
+        for value, weight in zip(values, weights):
             if weight:  # a mean of nothing is NaN, and says nothing
                 self.total += value * weight
                 self.weight += weight
+
+    def fetch_from_cpu(self) -> None:
+        """The same where it waits for no device."""
+        if all(value.is_cpu for value, _ in self.pending if isinstance(value, torch.Tensor)):
+            self.fetch()
 
     def merge(self, other: Mean) -> None:
         self.pending += other.pending  # not fetched: a metric made anew for each batch is merged once a batch
@@ -184,13 +195,22 @@ def to_floats(values):
 
     Per dtype, because a common one rounds: a count of 70001 beside a half-precision loss would become infinite.
     """
-    by_kind = {}
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            by_kind.setdefault((value.dtype, value.device), []).append(value.reshape(()) if value.dim() else value)
-    fetched = {kind: iter(torch.stack(tensors).tolist()) for kind, tensors in by_kind.items()}
-    return [float(next(fetched[value.dtype, value.device]) if isinstance(value, torch.Tensor) else value)
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    kinds = set(zip(map(_DTYPE, tensors), map(_DEVICE, tensors)))
+    if len(kinds) == 1 and len(tensors) == len(values):  # as nearly always
+        return _fetched(tensors)
+    fetched = {kind: iter(_fetched([tensor for tensor in tensors if (tensor.dtype, tensor.device) == kind]))
+               for kind in kinds}
+    return [next(fetched[value.dtype, value.device]) if isinstance(value, torch.Tensor) else float(value)
             for value in values]
+
+
+_DTYPE, _DEVICE = operator.attrgetter("dtype"), operator.attrgetter("device")
+
+
+def _fetched(tensors):
+    stacked = torch.stack([tensor.reshape(()) if tensor.dim() else tensor for tensor in tensors])
+    return list(map(float, stacked.tolist()))
 
 
 class Accuracy(Metric):
@@ -358,10 +378,13 @@ def _meaning(name):
 
 def _joined(tensors):
     """One CPU tensor; half precision as float32, which numpy knows."""
-    if len({tensor.device for tensor in tensors}) > 1:  # restored ones are on the CPU
-        tensors = [tensor.cpu() for tensor in tensors]
-    joined = torch.cat(tensors).cpu()
+    joined = torch.cat(on_one_device(tensors)).cpu()
     return joined.float() if joined.dtype in (torch.bfloat16, torch.float16) else joined
+
+
+def on_one_device(tensors):
+    """Where they are, if that is one place; else on the CPU, where restored ones are."""
+    return tensors if len(set(map(_DEVICE, tensors))) == 1 else [tensor.cpu() for tensor in tensors]
 
 
 class Confusion(Metric):
@@ -373,15 +396,19 @@ class Confusion(Metric):
         names: of the classes, for scores per class; None: their numbers.
     """
 
-    cells: torch.Tensor | None  # counts [C * C + 1], None before the first
+    MOST_WAITING = 64, 2**16  # batches and labels; more are not kept before they are counted
 
     def __init__(self, num_classes: int, ignore_index: int | None = None, names: Sequence[str] | None = None) -> None:
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        self.names_of_classes = [str(name) for name in (range(num_classes) if names is None else names)]
-        if len(self.names_of_classes) != num_classes:
-            raise ValueError(f"names must have one entry for each of {num_classes} classes, got {list(names or ())}.")
+        self.names = None if names is None else [str(name) for name in names]
+        if self.names is not None and len(self.names) != num_classes:
+            raise ValueError(f"names must have one entry for each of {num_classes} classes, got {self.names}.")
         self.reset()
+
+    @property
+    def names_of_classes(self) -> list[str]:
+        return [str(number) for number in range(self.num_classes)] if self.names is None else self.names
 
     def update(self, pred: torch.Tensor, y: torch.Tensor) -> Self:
         """Count one batch.
@@ -402,16 +429,39 @@ class Confusion(Metric):
                 f"shaped like y, and y as integer classes; got pred {tuple(received.shape)} {received.dtype} and "
                 f"y {tuple(y.shape)} {y.dtype}. For one score per sample pass (score > threshold).long()."
             )
-        pred, y = pred.detach().reshape(-1).long(), y.detach().reshape(-1).long()
+        pred = pred.clone() if pred is received else pred  # a loader may fill the memory of its labels again
+        self._take(((pred, y.clone()),), y.numel())
+        return self
+
+    def _take(self, batches, num_labels):
+        """Batches are counted many at a time: a few operations for all of them, and not a dozen for each."""
+        self._waiting += batches
+        self._num_waiting += num_labels
+        if len(self._waiting) >= self.MOST_WAITING[0] or self._num_waiting >= self.MOST_WAITING[1]:
+            self._count()
+
+    def _count(self):
+        waiting, self._waiting, self._num_waiting = self._waiting, (), 0
+        pred, y = (torch.cat(on_one_device([part.reshape(-1) for part in parts])).long() for parts in zip(*waiting))
         classes = self.num_classes
         valid = (y >= 0) & (y < classes) & (pred >= 0) & (pred < classes)
         index = torch.where(valid, y * classes + pred, classes * classes)  # the last cell collects what is out of range
-        if self.cells is None:
-            self.cells = torch.zeros(classes * classes + 1, dtype=torch.int64, device=index.device)
-        cells = self.cells.to(index.device)  # a restored state is on the CPU
+        if self._cells is None:
+            self._cells = torch.zeros(classes * classes + 1, dtype=torch.int64, device=index.device)
+        cells = self._cells.to(index.device)  # a restored state is on the CPU
         counts = torch.ones_like(index) if self.ignore_index is None else (y != self.ignore_index).long()
-        self.cells = cells.index_add(0, index, counts)  # bincount would wait for the device
-        return self
+        self._cells = cells.index_add(0, index, counts)  # bincount would wait for the device
+
+    @property
+    def cells(self) -> torch.Tensor | None:
+        """Counts [C * C + 1] on the device; None before the first."""
+        if self._waiting:
+            self._count()
+        return self._cells
+
+    @cells.setter
+    def cells(self, cells: torch.Tensor | None) -> None:
+        self._cells, self._waiting, self._num_waiting = cells, (), 0
 
     @property
     def counts_CC(self) -> torch.Tensor:
@@ -431,12 +481,13 @@ class Confusion(Metric):
         return self.counts_CC.double()
 
     def fresh(self) -> Self:
-        return type(self)(self.num_classes, self.ignore_index, self.names_of_classes)
+        return type(self)(self.num_classes, self.ignore_index, self.names)
 
     def __add__(self, other: Confusion) -> Self:
         total = self.fresh()
-        parts = [part.cells for part in (self, other) if part.cells is not None]
+        parts = [part._cells for part in (self, other) if part._cells is not None]
         total.cells = sum(parts[1:], parts[0].to(parts[-1].device)) if parts else None  # a restored one is on the CPU
+        total._take(self._waiting + other._waiting, self._num_waiting + other._num_waiting)
         return total
 
     def merge(self, other: Confusion) -> None:
@@ -449,7 +500,8 @@ class Confusion(Metric):
         self.cells = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"cells": None if self.cells is None else self.cells.cpu()}
+        cells = self.cells
+        return {"cells": None if cells is None else cells.cpu()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.cells = state["cells"]
@@ -509,7 +561,7 @@ class Confusion(Metric):
             raise ValueError(f"average must be one of {list(confusion_scores.AVERAGES)}, got {average!r}.")
         if average == "binary" and self.num_classes != 2:
             raise ValueError(f"average='binary' needs two classes, got {self.num_classes}. Use 'macro' or 'micro'.")
-        return Score(self, formula, average, self.names_of_classes, *args)
+        return Score(self, formula, average, self.names_of_classes if average is None else (), *args)
 
 
 class Score(Metric):

@@ -166,6 +166,9 @@ def _means(totals):
     return {name: total / weight for name, (total, weight) in totals.items()}
 
 
+_FETCHED_EVERY = 64  # batches: on a CPU it is cheaper while their values are in its cache
+
+
 class EpochMetrics:
     """Collects the dicts that ``metric()`` or ``loss_per_batch`` return, batch by batch.
 
@@ -179,29 +182,30 @@ class EpochMetrics:
 
     def update(self, values, num_samples):
         number, self.num_batches = self.num_batches, self.num_batches + 1
+        weight = num_samples if type(num_samples) is int else one_number(num_samples, "weight of a Mean")
+        totals, sums = self.totals, {}
         for name, value in values.items():
-            self._add(name, value, num_samples)
-            self.first_batch.setdefault(name, number)
-            if isinstance(self.totals[name], Stored):
-                self.totals[name].note_batch(number)
-
-    def _add(self, name, value, num_samples):
-        total = self.totals.get(name)
-        if not is_accumulator(value):
-            if total is None:
-                total = self.totals[name] = Mean()
-            total.update(one_number(value, name), num_samples)
-        elif total is None:
-            self.totals[name] = value
-        elif total is not value and isinstance(value, Confusion):
-            self.totals[name] = total + value  # a new object: scores may share the old one
-        elif total is not value:
-            if not hasattr(total, "merge"):
-                raise TypeError(
-                    f"metric {name!r} returned a new {type(value).__name__} for each batch, which cannot be merged. "
-                    "Make it once in __init__ and update it in metric()."
-                )
-            total.merge(value)
+            total = totals.get(name)
+            if type(value) is torch.Tensor or not is_accumulator(value):
+                if total is None:
+                    total = totals[name] = Mean()
+                if type(total) is Mean:
+                    total.pending.append((one_number(value, name), weight))  # Mean.update, without looking twice
+                    continue
+                total.update(one_number(value, name), weight)
+            elif total is None:
+                total = totals[name] = value
+            elif total is not value:
+                total = totals[name] = _merged(name, total, value, sums)
+            if isinstance(total, Stored):
+                total.note_batch(number)
+        if not self.num_batches % _FETCHED_EVERY:
+            for total in totals.values():
+                if type(total) is Mean:
+                    total.fetch_from_cpu()
+        if len(self.first_batch) < len(totals):
+            for name in totals:
+                self.first_batch.setdefault(name, number)
 
     def compute(self, world=ALONE):
         """``{name: number or tensor}`` of all ranks; a metric that computes to a dict adds its own names."""
@@ -229,6 +233,35 @@ class EpochMetrics:
         for total in self.totals.values():
             total.reset()
         self.totals, self.first_batch, self.num_batches = {}, {}, 0
+
+
+def _merged(name, total, value, sums):
+    """What came before and the same metric of another batch, as one.
+
+    Args:
+        sums: of the confusions that both are scores of, filled here: ten scores of one are summed up once.
+    """
+    if isinstance(value, Score) and isinstance(total, Score):
+        if total.confusion is not value.confusion:  # the same one when the user made it once and updates it
+            total.confusion = _sum(total.confusion, value.confusion, sums)
+    elif isinstance(value, Confusion):
+        return _sum(total, value, sums)
+    elif hasattr(total, "merge"):
+        total.merge(value)
+    else:
+        raise TypeError(
+            f"metric {name!r} returned a new {type(value).__name__} for each batch, which cannot be merged. "
+            "Make it once in __init__ and update it in metric()."
+        )
+    return total
+
+
+def _sum(total, value, sums):
+    """A new object: scores may share the old one."""
+    key = id(total), id(value)
+    if key not in sums:
+        sums[key] = total + value, total  # which stays alive, and so no other has its id
+    return sums[key][0]
 
 
 def _in_order(first_batches):

@@ -134,6 +134,23 @@ def test_the_benchmark_of_everyday_features_tells_what_each_costs(own_folder, mo
         assert all(float(time) > 0 for _, time, *_ in rows) and require_ratios(table) == len(expected) - 1
 
 
+def test_the_benchmark_of_evaluations_tells_every_contender_and_that_all_found_the_same(own_folder):
+    printed = printed_by("benchmarks.evaluation", "--batches", 3, "--forms", "slices", folder=own_folder)
+    rows = re.findall(r"^  (\S.*?) +(\d+\.\d) us per batch(.*)$", printed, re.MULTILINE)
+    ours = ["by hand", "this template"]
+    assert [name for name, *_ in rows] == [*ours, *ours, "this template, metrics made once"]
+    assert all(float(time) > 0 and require_ratios(rest) == (name != "by hand") for name, time, rest in rows)
+
+
+def test_evaluations_that_differ_have_no_figures():
+    from benchmarks.evaluation import require_equal_values
+
+    require_equal_values({"acc": 0.5, "loss": 1.0}, {"acc": 0.5, "loss": 1.00001})
+    for found in ({"acc": 0.6, "loss": 1.0}, {"acc": 0.5}, {"acc": 0.5, "loss": 1.0, "more": 1.0}):
+        with pytest.raises(RuntimeError, match="must give the same values"):
+            require_equal_values({"acc": 0.5, "loss": 1.0}, found)
+
+
 def test_the_benchmark_of_long_runs_tells_every_part_and_finds_no_larger_checkpoint(own_folder):
     printed = printed_by("benchmarks.long_run", "--epochs", 64, "--updates", 80, folder=own_folder)
     _, epochs, updates = printed.split("\n\n")
