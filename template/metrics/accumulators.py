@@ -401,14 +401,14 @@ class Confusion(Metric):
     def __init__(self, num_classes: int, ignore_index: int | None = None, names: Sequence[str] | None = None) -> None:
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        self.names = None if names is None else [str(name) for name in names]
-        if self.names is not None and len(self.names) != num_classes:
-            raise ValueError(f"names must have one entry for each of {num_classes} classes, got {self.names}.")
+        self._names = None if names is None else [str(name) for name in names]
+        if self._names is not None and len(self._names) != num_classes:
+            raise ValueError(f"names must have one entry for each of {num_classes} classes, got {self._names}.")
         self.reset()
 
     @property
     def names_of_classes(self) -> list[str]:
-        return [str(number) for number in range(self.num_classes)] if self.names is None else self.names
+        return [str(number) for number in range(self.num_classes)] if self._names is None else self._names
 
     def update(self, pred: torch.Tensor, y: torch.Tensor) -> Self:
         """Count one batch.
@@ -481,7 +481,7 @@ class Confusion(Metric):
         return self.counts_CC.double()
 
     def fresh(self) -> Self:
-        return type(self)(self.num_classes, self.ignore_index, self.names)
+        return type(self)(self.num_classes, self.ignore_index, self._names)
 
     def __add__(self, other: Confusion) -> Self:
         total = self.fresh()

@@ -186,26 +186,28 @@ class EpochMetrics:
         totals, sums = self.totals, {}
         for name, value in values.items():
             total = totals.get(name)
-            if type(value) is torch.Tensor or not is_accumulator(value):
-                if total is None:
-                    total = totals[name] = Mean()
-                if type(total) is Mean:
-                    total.pending.append((one_number(value, name), weight))  # Mean.update, without looking twice
-                    continue
-                total.update(one_number(value, name), weight)
-            elif total is None:
-                total = totals[name] = value
-            elif total is not value:
-                total = totals[name] = _merged(name, total, value, sums)
-            if isinstance(total, Stored):
-                total.note_batch(number)
+            if type(total) is Mean and (type(value) is torch.Tensor or not is_accumulator(value)):
+                total.pending.append((one_number(value, name), weight))  # Mean.update, without looking twice
+                continue
+            self._add(name, value, weight, sums)
+            self.first_batch.setdefault(name, number)
+            if isinstance(totals[name], Stored):
+                totals[name].note_batch(number)
         if not self.num_batches % _FETCHED_EVERY:
             for total in totals.values():
                 if type(total) is Mean:
                     total.fetch_from_cpu()
-        if len(self.first_batch) < len(totals):
-            for name in totals:
-                self.first_batch.setdefault(name, number)
+
+    def _add(self, name, value, weight, sums):
+        total = self.totals.get(name)
+        if not is_accumulator(value):
+            if total is None:
+                total = self.totals[name] = Mean()
+            total.update(one_number(value, name), weight)
+        elif total is None:
+            self.totals[name] = value
+        elif total is not value:
+            self.totals[name] = _merged(name, total, value, sums)
 
     def compute(self, world=ALONE):
         """``{name: number or tensor}`` of all ranks; a metric that computes to a dict adds its own names."""

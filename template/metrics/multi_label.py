@@ -81,7 +81,7 @@ class MultiLabel(Confusion):
         return torch.tensor(cells).reshape(labels, 2, 2), exact, samples
 
     def fresh(self) -> Self:
-        return type(self)(self.num_classes, self.ignore_index, self.names, self.threshold)
+        return type(self)(self.num_classes, self.ignore_index, self._names, self.threshold)
 
     def accuracy(self) -> Score:
         """The share of right decisions, over all labels: 1 minus the Hamming loss."""

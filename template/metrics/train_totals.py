@@ -34,7 +34,7 @@ class TrainTotals(EpochMetrics):
         for value in returned:
             value.reset()  # behind all of them: several scores may share one Confusion
 
-    def _add(self, name, value, num_samples):
+    def _add(self, name, value, weight, sums):
         if is_accumulator(value) and self.own.get(name) is not value:
             if not isinstance(value, Metric):
                 raise TypeError(
@@ -46,7 +46,7 @@ class TrainTotals(EpochMetrics):
             return
         if not is_accumulator(value) and name in self.waiting:
             self.totals[name] = self._first(name, Mean())
-        super()._add(name, value, num_samples)
+        super()._add(name, value, weight, sums)
 
     def _first(self, name, value):
         """An empty accumulator like ``value``, with what was loaded for it."""
