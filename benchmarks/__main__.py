@@ -1,6 +1,6 @@
 """All benchmarks in turn, or some of them.
 
-    python -m benchmarks                            # in about fourteen minutes on two CPU cores
+    python -m benchmarks                            # in about sixteen minutes on two CPU cores
     python -m benchmarks --only loop growth --rounds 3
 
 What each measures, and its own options, tells ``python -m benchmarks.loop --help`` and so on.
@@ -10,7 +10,7 @@ import argparse
 import sys
 from importlib import import_module
 
-BENCHMARKS = ("loop", "growth", "everyday", "evaluation", "long_run", "checkpoint", "imports", "scaling", "gpu")
+BENCHMARKS = ("loop", "growth", "everyday", "evaluation", "images", "long_run", "checkpoint", "imports", "scaling", "gpu")
 
 
 def main():

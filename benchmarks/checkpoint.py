@@ -55,9 +55,9 @@ def fill_moments(model, optimizer):
 class Plain:
     """What one writes by hand."""
 
-    def __init__(self, folder, megabytes, has_moments=True):
+    def __init__(self, folder, megabytes, has_moments=True, device="cpu"):
         self.path = Path(folder) / "plain.pth"
-        self.model = network(megabytes)
+        self.model = network(megabytes).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4)
         if has_moments:
             fill_moments(self.model, self.optimizer)
@@ -84,7 +84,7 @@ class Plain:
 
 
 class Job(TemplateModel):
-    def __init__(self, folder, megabytes):
+    def __init__(self, folder, megabytes, device):
         super().__init__()
         model = network(megabytes)
         inputs, labels = torch.zeros(4, model[0].in_features), torch.zeros(4, dtype=torch.long)
@@ -93,7 +93,7 @@ class Job(TemplateModel):
         self.criterion = nn.CrossEntropyLoss()
         self.train_loader = DataLoader(TensorDataset(inputs, labels), 2, shuffle=True)
         self.eval_loader = DataLoader(TensorDataset(inputs[:2], labels[:2]), 2)
-        self.device, self.ckpt_dir, self.seed = "cpu", str(folder), 0
+        self.device, self.ckpt_dir, self.seed = device, str(folder), 0
         self.keep_checkpoints = 1
 
 
@@ -101,9 +101,9 @@ class Ours:
     """A ``TemplateModel`` at the end of its epochs: it writes ``last.pth`` and ``epoch<N>.pth``, and keeps what was before
     as ``previous.pth``."""
 
-    def __init__(self, folder, megabytes, has_moments=True):
+    def __init__(self, folder, megabytes, has_moments=True, device="cpu"):
         self.folder = Path(folder)
-        self.trainer = Job(folder, megabytes)
+        self.trainer = Job(folder, megabytes, device)
         self.trainer.check_init(use_tb=False)
         if has_moments:
             fill_moments(self.trainer.model_list[0], self.trainer.optimizer_list[0])

@@ -31,12 +31,16 @@ from pathlib import Path
 
 import torch
 
+from .budget import OutOfTime
+
 ALLOCATOR = {  # glibc reads it when a process starts; other systems' allocators are left alone
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the largest it takes
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
 START = os.environ.get("BENCHMARK_START", "spawn")  # tests, in which no time counts, set "fork": torch is there already
+if START == "fork":
+    import torch._dynamo  # noqa: F401  the first optimizer of a process imports it, which takes seconds: here, and not in each
 SAME_LOSS = 0.1  # how far final losses may be apart, as a share: other orders of the data move them by less
 
 
@@ -50,20 +54,24 @@ class Process:
         kind: the class; it and its arguments can be pickled.
         steady: one CPU, fixed allocator, a terminal as stderr, see above. False leaves the process as it is.
         pinned: False lets a steady process have all CPUs.
+        has_workers: it starts processes of its own, as a DataLoader does.
+        seconds_left: function that says how long an answer may take; None: as long as it likes.
 
     Raises:
-        RuntimeError: the class or a method raised; the message holds the traceback.
+        RuntimeError: the class or a method raised, and the message holds the traceback; or the process died.
+        OutOfTime: an answer did not come in ``seconds_left``; the process was ended.
     """
 
     _our_ends = []  # of pipes; a fork inherits them, and would keep the others from seeing that one was closed
 
-    def __init__(self, kind, *arguments, steady=False, pinned=True):
+    def __init__(self, kind, *arguments, steady=False, pinned=True, has_workers=False, seconds_left=None):
+        self.seconds_left, self.died = seconds_left, False
         self._terminal = Terminal() if steady and hasattr(os, "openpty") else None
-        context = get_context(START)
+        context = get_context("spawn" if torch.cuda.is_initialized() else START)  # CUDA does not survive a fork
         self._pipe, other_end = context.Pipe()
         Process._our_ends.append(self._pipe)
         terminal = self._terminal and self._terminal.name
-        self._process = context.Process(target=_serve, daemon=True,
+        self._process = context.Process(target=_serve, daemon=not has_workers,
                                         args=(other_end, steady and pinned, terminal, kind, *arguments))
         with _environment(ALLOCATOR if steady else {}):
             self._process.start()
@@ -75,7 +83,16 @@ class Process:
         return self._answer()
 
     def _answer(self):
-        value, failure = self._pipe.recv()
+        if self.seconds_left and not self._pipe.poll(max(1.0, self.seconds_left())):
+            self._process.kill()
+            self.died = True
+            raise OutOfTime("There was no answer before the time was used up.")
+        try:
+            value, failure = self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            self.died = True
+            raise RuntimeError(f"A contender's process died with exit code {self._process.exitcode}.") from None
         if failure:
             raise RuntimeError(f"A contender failed:\n{failure}")
         return value

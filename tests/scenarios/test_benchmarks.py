@@ -1,7 +1,9 @@
 """The benchmarks run and tell everything they measure; how long it takes is no matter of tests."""
 
+import json
 import re
 import shutil
+import sys
 
 import fork_server
 import pytest
@@ -27,6 +29,17 @@ GROWTH = {
     "entries of the dict of losses": ["1", "4", "16"], "callbacks that do nothing": ["0", "3", "10"],
     "metrics, per eval batch": ["0", "2", "8"], "optimizers": ["1", "2", "4"],
     "parameters, in 2 tensors": ["1,000", "10,000"],
+}
+
+
+GPU_ROWS = {
+    "steps": [f"{network}, {how}: {name}" for network, how in (
+        ("Residual network", "float32"), ("Residual network", "bf16"), ("Residual network", "bf16, channels_last"),
+        ("Transformer", "float32"), ("Transformer", "bf16")) for name in ("by hand", "this template")],
+    "data": ["a batch, in the manner of airbench", "a batch, TensorLoader with a transform"],
+    "cifar10": ["training of demo_cifar10, eager"],
+    "checkpoints": [f"{size} MB: {what}" for size in (2, 4) for what in (
+        "torch.save", "this template stands still", "the file is verified on the disk")],
 }
 
 
@@ -142,6 +155,17 @@ def test_the_benchmark_of_evaluations_tells_every_contender_and_that_all_found_t
     assert all(float(time) > 0 and require_ratios(rest) == (name != "by hand") for name, time, rest in rows)
 
 
+def test_the_benchmark_of_images_tells_both_loops_or_which_package_is_missing(own_folder, monkeypatch, capsys):
+    from benchmarks import images
+
+    printed = printed_by("benchmarks.images", "--images", 70, "--size", 16, "--workers", 1, folder=own_folder)
+    rows = rows_in_milliseconds(printed)
+    assert [what for what, _ in rows] == ["the plain DataLoader loop", "this template"] and require_ratios(rows[1][1]) == 1
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    images.main(["--folder", str(own_folder)])
+    assert capsys.readouterr().out == f"{images.NEEDS_PILLOW}\n"
+
+
 def test_evaluations_that_differ_have_no_figures():
     from benchmarks.evaluation import require_equal_values
 
@@ -174,13 +198,15 @@ def test_the_benchmark_of_gpus_says_that_there_is_none_or_runs(own_folder):
     if not torch.cuda.is_available():
         printed = printed_by("benchmarks.gpu", folder=own_folder)
         assert printed == "The GPU figures are unmeasured here: there is no CUDA device.\n"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    printed = printed_by("benchmarks.gpu", "--device", device, "--updates", 2, "--batch-size", 8, "--modes", "eager",
-                         folder=own_folder)
-    rows = rows_in_milliseconds(printed)
-    assert [what for what, _ in rows] == [*["by hand", "this template"] * 2, "in the manner of airbench",
-                                          "this template, TensorLoader with a transform"]
-    assert printed.count("loss") == 4 and printed.count("syncs per update") == (4 if device == "cuda" else 0)
+    printed = printed_by("benchmarks.gpu", "--device", "cpu", "--minutes", 9, "--modes", "eager", "--only", "steps", "data",
+                         "cifar10", "checkpoints", "--json", own_folder.parent / "gpu.json", folder=own_folder)
+    found = json.loads((own_folder.parent / "gpu.json").read_text())
+    assert {name: part["state"] for name, part in found["parts"].items()} == dict.fromkeys(GPU_ROWS, "complete")
+    for name, rows in GPU_ROWS.items():
+        assert [row["what"] for row in found["parts"][name]["rows"]] == rows
+        assert all(row["median"] > 0 and f"{row['what']} " in printed for row in found["parts"][name]["rows"])
+        assert all(row["lowest"] <= row["ratio"] <= row["highest"] for row in found["parts"][name]["rows"] if "ratio" in row)
+    assert found["conditions"]["torch"] == torch.__version__
 
 
 def test_make_bench_runs_those_that_are_asked_for(own_folder):
