@@ -7,8 +7,8 @@
 Needs scikit-learn, torchmetrics, jsonargparse and pyyaml. After each evaluation ``samples/reconstructions.png`` in the run's
 folder shows images above what became of them. The perceptual loss needs ``pip install lpips`` and the weights that it loads.
 
-With the settings of imgen.yml and without the perceptual loss, the held-out digits come back with a PSNR of 33.1 dB (32.6 to
-33.8 over three seeds) and an SSIM of 0.979 (0.977 to 0.982). The mean image, for comparison, has a PSNR of 13.5 dB.
+With imgen.yml as it is and without the perceptual loss, the held-out digits come back with a PSNR of 33.1 dB (32.6 to 33.8
+over three seeds) and an SSIM of 0.979 (0.977 to 0.982).
 """
 
 import sys
@@ -51,8 +51,7 @@ class Keys(TrainingKeys):
 
 def digits():
     """1,438 images [1, 32, 32] in [0, 1] to train on and 359 to evaluate on, each its own target."""
-    images = torch.tensor(load_digits().images, dtype=torch.float32)[:, None] / 16
-    images = F.interpolate(images, size=32, mode="bilinear")
+    images = F.interpolate(torch.tensor(load_digits().images, dtype=torch.float32)[:, None] / 16, size=32, mode="bilinear")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     held_out, rest = order[: len(order) // 5], order[len(order) // 5 :]
     return [TensorDataset(images[part], images[part]) for part in (rest, held_out)]
@@ -121,7 +120,11 @@ def main(argv=None):
     for _ in trainer.epochs(trainer.total_epochs):
         trainer.train_loop()
         trainer.eval()
+    psnr = trainer.test()["psnr"]
     trainer.keys.after_training(trainer)
+    mean, images = train_set.tensors[0].mean(0), eval_set.tensors[0]
+    of_mean = peak_signal_noise_ratio(mean.expand_as(images), images, data_range=1.0, dim=(1, 2, 3))
+    print(f"psnr {psnr:.2f} (at least 30; mean image {of_mean:.2f})")
     return trainer
 
 

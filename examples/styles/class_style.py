@@ -4,7 +4,7 @@
 """
 
 import torch
-from digits import EPOCHS, LR, PATIENCE, SEED, make_loaders, make_net
+from digits import EPOCHS, LR, PATIENCE, SEED, figure, make_loaders, make_net
 from torch import nn
 
 from template import EarlyStopping, TemplateModel
@@ -33,3 +33,4 @@ if __name__ == "__main__":
 
     best = trainer.history[trainer.best_epoch["tol_loss"] - 1]
     print(f"best epoch {best['epoch']}: val_loss {best['eval/tol_loss']}, val_acc {best['eval/acc']}")
+    print(figure(best["eval/acc"]))

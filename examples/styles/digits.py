@@ -55,3 +55,10 @@ def make_net():
     torch.manual_seed(SEED)
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.2),
                          nn.Linear(64, 10)).to(device)
+
+
+def figure(accuracy):
+    """The line that ``python -m examples`` reads: what was reached, what is good enough, and what a constant answer has."""
+    _, val_loader = make_loaders()
+    most = val_loader.dataset.tensors[1].bincount().max() / len(val_loader.dataset)
+    return f"accuracy {accuracy:.4f} (at least 0.97; most frequent class {most:.3f})"

@@ -4,7 +4,7 @@
 """
 
 import torch
-from digits import EPOCHS, LR, PATIENCE, SEED, device, make_loaders, make_net
+from digits import EPOCHS, LR, PATIENCE, SEED, device, figure, make_loaders, make_net
 from torch import nn
 
 
@@ -55,3 +55,4 @@ if __name__ == "__main__":
                           "function_style.pth")
     best = min(history, key=lambda row: row["val_loss"])
     print(f"best epoch {best['epoch']}: val_loss {best['val_loss']}, val_acc {best['val_acc']}")
+    print(figure(best["val_acc"]))

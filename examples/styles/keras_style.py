@@ -4,7 +4,7 @@
 """
 
 import torch
-from digits import EPOCHS, LR, PATIENCE, SEED, make_loaders, make_net
+from digits import EPOCHS, LR, PATIENCE, SEED, figure, make_loaders, make_net
 from torch import nn
 
 from template import Confusion, KerasModel
@@ -19,3 +19,4 @@ if __name__ == "__main__":
 
     best = min(range(len(history)), key=lambda row: history["val_loss"][row])
     print(f"best epoch {history['epoch'][best]}: val_loss {history['val_loss'][best]}, val_acc {history['val_acc'][best]}")
+    print(figure(history["val_acc"][best]))

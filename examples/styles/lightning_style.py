@@ -7,7 +7,7 @@
 import lightning
 import torch
 from class_style import Trainer
-from digits import EPOCHS, PATIENCE
+from digits import EPOCHS, PATIENCE, figure
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from template.tools.lightning import as_lightning
@@ -21,3 +21,4 @@ if __name__ == "__main__":
     module.load_state_dict(torch.load(checkpoint.best_model_path, weights_only=True)["state_dict"])
     best = min(module.history, key=lambda row: row["val_loss"])
     print(f"best epoch {best['epoch']}: val_loss {best['val_loss']}, val_acc {best['val_acc']}")
+    print(figure(best["val_acc"]))

@@ -4,7 +4,7 @@
 """
 
 import torch
-from digits import EPOCHS, LR, PATIENCE, SEED, device, make_loaders, make_net
+from digits import EPOCHS, LR, PATIENCE, SEED, device, figure, make_loaders, make_net
 from torch import nn
 
 train_loader, val_loader = make_loaders()
@@ -54,3 +54,4 @@ for epoch in range(1, EPOCHS + 1):
 
 net.load_state_dict(torch.load("script_style.pth", weights_only=True))
 print(f"best epoch {best_epoch}: val_loss {best_loss}, val_acc {history[best_epoch - 1]['val_acc']}")
+print(figure(history[best_epoch - 1]["val_acc"]))

@@ -369,7 +369,7 @@ def run_style(name):
         names = runpy.run_path(str(STYLES / f"{name}_style.py"), run_name="__main__")
     net = names["net"] if "net" in names else getattr(names.get("module"), "models", None) or names["trainer"].model_list
     net = net if isinstance(net, nn.Sequential) else net[0]
-    numbers = re.search(r"best epoch (\d+): val_loss (\S+), val_acc (\S+)$", printed.getvalue().strip())
+    numbers = re.search(r"best epoch (\d+): val_loss (\S+), val_acc (\S+)$", printed.getvalue(), re.M)
     return [float(number) for number in numbers.groups()], net.state_dict(), names
 
 

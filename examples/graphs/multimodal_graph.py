@@ -1,6 +1,7 @@
 """Node classification on a graph of several modalities: which emotion does each utterance of a conversation express?
 
-    python examples/multimodal_graph.py           # ten seconds on two cores; needs scikit-learn
+    python examples/graphs/multimodal_graph.py                # ten seconds on two cores; needs scikit-learn
+    python examples/graphs/multimodal_graph.py --resume auto  # go on where it stopped
 
 Every utterance is three nodes: text, sound and picture. A node is joined with those of its modality in the conversation and
 with the two others of its utterance, by edges that are stronger the more alike two nodes are. After Hu et al., "MMGCN"
@@ -18,8 +19,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import DataLoader
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # in your project: from utils import …
-from template import Confusion, TemplateModel, seed_everything  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # in your project: from utils import …
+from template import Confusion, TemplateModel, run_main, seed_everything  # noqa: E402
 
 EMOTIONS, SPEAKERS = 4, 2
 WIDTHS = {"text": 24, "sound": 16, "picture": 20}
@@ -103,17 +104,20 @@ def flat(conversations):
     return torch.cat(list(features.values()), 1), emotions
 
 
-def main(epochs=8, count=200):
+def main(epochs=8, count=200, resume: str | None = None):
     seed_everything(0)
     trainer = Trainer(count)
     trainer.check_init()
+    if resume:
+        trainer.load_state(resume)
     trainer.fit(epochs)
     (x, y), (held_out, expected) = flat(trainer.train_loader.dataset), flat(trainer.eval_loader.dataset)
     linear = LogisticRegression(max_iter=1000).fit(x, y).score(held_out, expected)
     most = expected.bincount().max().item() / len(expected)
-    print(f"accuracy on {len(expected)} utterances: graph {trainer.eval_result['acc']:.3f}, linear model of one utterance "
-          f"{linear:.3f}, most frequent emotion {most:.3f}")
+    acc = trainer.test()["acc"]
+    print(f"{len(expected)} utterances: graph {acc:.3f}, linear model of one utterance {linear:.3f}")
+    print(f"accuracy {acc:.3f} (at least 0.72; most frequent emotion {most:.3f})")
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

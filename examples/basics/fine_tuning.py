@@ -1,10 +1,12 @@
-"""Transfer learning: a network that knows the digits 0 to 4 learns 5 to 9 from five images of each.
+"""Fine-tuning, or transfer learning: a network that knows the digits 0 to 4 learns 5 to 9 from five images of each.
 
-    python examples/transfer_learning.py          # half a minute on two cores; needs scikit-learn for its data
+    python examples/basics/fine_tuning.py                     # half a minute on two cores; needs scikit-learn for its data
+    python examples/basics/fine_tuning.py --resume auto       # go on where it stopped
 
 1. Pretrain on 0 to 4.
 2. Put a new head on it, and train the head alone for two epochs. The body is frozen, and so is its BatchNorm.
-3. Unfreeze the body in epoch 3, at the head's rate in its last layer and less in each one before, and go on with both.
+3. Unfreeze the body in epoch 3: a second group of parameters, which has the head's rate in the last layer of the body and
+   less in each one before, and go on with both.
 
 It prints the accuracy on images that were not trained on, as the mean of three seeds, beside that of the same network from
 scratch and of always guessing the most frequent digit.
@@ -19,8 +21,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # in your project: from utils import …
-from template import TemplateModel, seed_everything  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # in your project: from utils import …
+from template import TemplateModel, run_main, seed_everything  # noqa: E402
 from template.update.optimizers import param_groups  # noqa: E402
 
 pixels, digits = load_digits(return_X_y=True)
@@ -47,7 +49,7 @@ def make_body():
 
 
 class Trainer(TemplateModel):
-    def __init__(self, body, train_loader, eval_loader, name, seed=0):
+    def __init__(self, body, train_loader, eval_loader, folder, seed):
         super().__init__()
         self.net = nn.Sequential()
         self.net.body, self.net.head = body, nn.Linear(256, 5)
@@ -56,7 +58,7 @@ class Trainer(TemplateModel):
         self.criterion = nn.CrossEntropyLoss()
         self.train_loader, self.eval_loader = train_loader, eval_loader
         self.lr_scheduler_type = "cosine"
-        self.ckpt_dir = f"check_point/transfer-{name}"
+        self.ckpt_dir = f"{folder}{seed}"
         self.keep_checkpoints = 1
         self.seed = seed
 
@@ -78,38 +80,41 @@ class FineTuned(Trainer):
 
 
 # %% run
-def compare(seed, pretrain_epochs, epochs):
+def begun(trainer, resume):
+    trainer.check_init()
+    if resume:
+        trainer.load_state(resume)
+    return trainer
+
+
+def compare(seed, pretrain_epochs, epochs, resume):
     """The accuracy of fine-tuning and of training from scratch on digits that neither was trained on."""
     train_loader, eval_loader = loaders(images[new], labels[new] - 5, 5)
     seed_everything(seed)
     body = make_body()
-    pretrained = Trainer(body, *loaders(images[old], labels[old], 100), f"pretrained{seed}", seed)
-    pretrained.check_init()
+    pretrained = begun(Trainer(body, *loaders(images[old], labels[old], 100), "check_point/fine_tuning", seed), resume)
     pretrained.fit(pretrain_epochs)
 
-    tuned = FineTuned(body, train_loader, eval_loader, f"tuned{seed}", seed)
-    tuned.check_init()
+    tuned = begun(FineTuned(body, train_loader, eval_loader, pretrained.path_of("tuned"), seed), resume)  # a run in its run
     for epoch in tuned.epochs(epochs):
-        if epoch == 3:
+        if epoch >= 3:
             tuned.unfreeze()
         tuned.train_loop()
         tuned.eval()
 
     seed_everything(seed)
-    scratch = Trainer(make_body(), train_loader, eval_loader, f"scratch{seed}", seed)
-    scratch.check_init()
+    scratch = begun(Trainer(make_body(), train_loader, eval_loader, pretrained.path_of("scratch"), seed), resume)
     scratch.fit(epochs)
-    return tuned.eval_result["acc"], scratch.eval_result["acc"]
+    return tuned.test()["acc"], scratch.test()["acc"]
 
 
-def main(seeds=3, pretrain_epochs=5, epochs=10):
-    results = torch.tensor([compare(seed, pretrain_epochs, epochs) for seed in range(seeds)], dtype=torch.float64)
+def main(seeds=3, pretrain_epochs=5, epochs=10, resume: str | None = None):
+    results = torch.tensor([compare(seed, pretrain_epochs, epochs, resume) for seed in range(seeds)], dtype=torch.float64)
     tuned, scratch = results.mean(0).tolist()
     most = (labels[new].bincount().max() / new.sum()).item()
-    print(f"digits 5 to 9 from 25 images, mean accuracy of {seeds} seeds: fine-tuned {tuned:.3f}, "
-          f"from scratch {scratch:.3f}, most frequent digit {most:.3f}")
-    return tuned, scratch, most
+    print(f"digits 5 to 9 from 25 images, mean of {seeds} seeds: fine-tuned {tuned:.3f}, from scratch {scratch:.3f}")
+    print(f"accuracy {tuned:.3f} (at least 0.8; most frequent digit {most:.3f})")
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -1,0 +1,123 @@
+"""The scripts of ``examples/``: each runs in a small setting and beats a trivial answer, and the README names them all."""
+
+import re
+import runpy
+from dataclasses import replace
+
+import pytest
+from tiny import ROOT
+
+from examples import __main__ as runner
+
+# (keyword arguments of main(), a floor for them): one to three seconds each. What is left out has tests of its own.
+SMALL = {
+    "basics/regression": ({"epochs": 25}, 0.4),
+    "graphs/multimodal_graph": ({"epochs": 3, "count": 80}, 0.5),
+}
+ELSEWHERE = {
+    "basics/fine_tuning": "test_fine_tuning_does_better_than_training_from_scratch_and_than_guessing, below",
+    "classification/train_cls": "tests/scenarios/test_classification.py",
+    "image_generation/train_imgen": "tests/examples/test_image_generation.py",
+    "styles": "tests/tools/test_lightning.py",
+}
+SCRIPTS = {runner.name_of(script): script for script in runner.scripts()}
+README = ROOT / "examples/README.md"
+
+
+def printed_by(name, capsys, **settings):
+    """``(all that it printed, the figure of its last line)``."""
+    runpy.run_path(str(SCRIPTS[name]))["main"](**settings)
+    printed = capsys.readouterr().out
+    return printed, runner.Figure.of(printed)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_in_a_small_setting_it_learns_and_beats_a_trivial_answer(name, capsys):
+    settings, floor = SMALL[name]
+    printed, figure = printed_by(name, capsys, **settings)
+    assert figure is not None, f"the last line is {printed.strip().splitlines()[-1]!r}"
+    assert figure.is_better(floor) and figure.is_better(figure.baseline_value), printed.splitlines()[-1]
+    trivial = replace(figure, value=figure.baseline_value)
+    assert not trivial.is_better(floor) and not trivial.is_good, "a trivial answer reaches the floor too"
+
+
+def test_every_script_is_tested_here_or_elsewhere():
+    missing = [name for name in SCRIPTS if not {name, name.split("/")[0]} & (SMALL.keys() | ELSEWHERE.keys())]
+    assert not missing and not SMALL.keys() - SCRIPTS.keys()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_it_is_short_and_says_how_to_run_it(name):
+    text = SCRIPTS[name].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 135 and f"python examples/{name}.py" in text.split('"""')[1]
+    if name.split("/")[0] not in ("classification", "image_generation", "styles"):
+        assert text.count("\n# %% ") >= 3 and "\n    run_main(main" in text and "resume: str | None = None" in text
+
+
+def test_the_table_names_every_script_with_its_figure_and_seconds():
+    text = README.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| .+? \| \[(\S+?)\]\((\S+?)\) \| .+? \| .+? \| (.+?) \| (\d+) \|$", text, re.M)
+    assert all(shown == linked for shown, linked, _, _ in rows)
+    assert {linked for _, linked, _, _ in rows} == {f"{name}.py" for name in SCRIPTS} | {
+        notebook.relative_to(README.parent).as_posix() for notebook in README.parent.rglob("*.ipynb")}
+    assert all(re.search(r"\d\.?\d* \(.*-?\d.*\)$", figure) for *_, figure, _ in rows)
+
+
+# --- python -m examples -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line, value, is_good", [
+    ("accuracy 0.983 (at least 0.97; most frequent class 0.101)", 0.983, True),
+    ("accuracy 0.9 (at least 0.97; most frequent class 0.101)", 0.9, False),
+    ("perplexity 4.31 (at most 5.0; unigram model 17.2)", 4.31, True),
+    ("mean IoU 5.5e-1 (at least 0.5; all background -0.1)", 0.55, True),
+    ("perplexity nan (at most 5.0; unigram model 17.2)", None, False),
+])
+def test_the_last_line_is_read(line, value, is_good):
+    figure = runner.Figure.of(f"epoch 1\n{line}\n")
+    assert figure.is_good is is_good and (value is None or figure.value == value)
+
+
+@pytest.mark.parametrize("printed", ["", "epoch 1", "accuracy 0.98", "accuracy 0.98 (at least 0.97)",
+                                     "accuracy 0.98 (at least 0.97; chance 0.1)\nbye"])
+def test_another_last_line_is_no_figure(printed):
+    assert runner.Figure.of(printed) is None
+
+
+SAYS = '''"""One.
+
+    python examples/one.py
+"""
+print("accuracy 0.98 (at least 0.97; chance 0.1)")
+'''
+
+
+def test_the_runner_runs_all_of_them_and_fails_at_the_end_if_one_failed_or_missed_its_floor(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "FOLDER", tmp_path)
+    folder = tmp_path / "more"
+    folder.mkdir()
+    (tmp_path / "one.py").write_text(SAYS)
+    (tmp_path / "helper.py").write_text("raise SystemExit('is imported alone')\n")
+    assert runner.main([]) == 0 and "1 of 1 reached their floor." in capsys.readouterr().out
+    (folder / "low.py").write_text(SAYS.replace("one.py", "more/low.py").replace("0.98 ", "0.50 "))
+    (folder / "bad.py").write_text(SAYS.replace("one.py", "more/bad.py") + "raise OSError('no data')\n")
+    assert runner.main([]) == 1
+    said = capsys.readouterr().out
+    bad, low, one = [line.split() for line in said.splitlines()[1:4]]
+    assert bad[:2] == ["more/bad", "failed"] and "OSError: no data" in said
+    assert low[:3] == ["more/low", "accuracy", "0.5"] and low[-1] == "missed" and one[:3] == ["one", "accuracy", "0.98"]
+    assert "1 of 3 reached their floor, and not more/bad, more/low." in said
+    assert runner.main(["one"]) == 0 and runner.main(["more"]) == 1
+    for words in (["two"], ["--all"]):
+        with pytest.raises(SystemExit, match="There is no example 'two'. There are: more/bad|--all is no option"):
+            runner.main(words)
+
+
+# --- scripts with more to say -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_fine_tuning_does_better_than_training_from_scratch_and_than_guessing(capsys):
+    printed, figure = printed_by("basics/fine_tuning", capsys)
+    tuned, scratch = map(float, re.search(r"fine-tuned (\S+), from scratch (\S+)$", printed, re.M).groups())
+    assert tuned > 0.7 and tuned > scratch > figure.baseline_value and 0.2 <= figure.baseline_value < 0.21
