@@ -1,19 +1,31 @@
 """The scripts of ``examples/``: each runs in a small setting and beats a trivial answer, and the README names them all."""
 
+import os
 import re
 import runpy
+import signal
+import subprocess
+import time
 from dataclasses import replace
+from pydoc_data.topics import topics
 
 import pytest
-from tiny import ROOT
+import torch
+from fork_server import start_python
+from ranks import torchrun
+from tiny import ROOT, run_python
 
 from examples import __main__ as runner
 
 # (keyword arguments of main(), a floor for them): one to three seconds each. What is left out has tests of its own.
 SMALL = {
+    "basics/char_language_model": ({"updates": 80, "width": 64}, 18.0),
+    "basics/gan": ({"epochs": 20, "judge_epochs": 4, "width": 64}, 2.2),
     "basics/regression": ({"epochs": 25}, 0.4),
+    "basics/unet": ({"epochs": 6, "count": 200, "size": 32}, 0.38),
     "graphs/multimodal_graph": ({"epochs": 3, "count": 80}, 0.5),
 }
+LONGER = {"basics/gan", "basics/unet"}  # than a second or two
 ELSEWHERE = {
     "basics/fine_tuning": "test_fine_tuning_does_better_than_training_from_scratch_and_than_guessing, below",
     "classification/train_cls": "tests/scenarios/test_classification.py",
@@ -31,7 +43,7 @@ def printed_by(name, capsys, **settings):
     return printed, runner.Figure.of(printed)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONGER)) for name in SMALL])
 def test_in_a_small_setting_it_learns_and_beats_a_trivial_answer(name, capsys):
     settings, floor = SMALL[name]
     printed, figure = printed_by(name, capsys, **settings)
@@ -39,6 +51,13 @@ def test_in_a_small_setting_it_learns_and_beats_a_trivial_answer(name, capsys):
     assert figure.is_better(floor) and figure.is_better(figure.baseline_value), printed.splitlines()[-1]
     trivial = replace(figure, value=figure.baseline_value)
     assert not trivial.is_better(floor) and not trivial.is_good, "a trivial answer reaches the floor too"
+
+
+@pytest.mark.slow
+def test_fine_tuning_does_better_than_training_from_scratch_and_than_guessing(capsys):
+    printed, figure = printed_by("basics/fine_tuning", capsys, seeds=1, pretrain_epochs=3, epochs=7)
+    tuned, scratch = map(float, re.search(r"fine-tuned (\S+), from scratch (\S+)$", printed, re.M).groups())
+    assert figure.value == tuned > 0.7 and tuned > scratch > figure.baseline_value and 0.2 <= figure.baseline_value < 0.21
 
 
 def test_every_script_is_tested_here_or_elsewhere():
@@ -113,11 +132,60 @@ def test_the_runner_runs_all_of_them_and_fails_at_the_end_if_one_failed_or_misse
             runner.main(words)
 
 
-# --- scripts with more to say -------------------------------------------------------------------------------------------
+# --- as processes -------------------------------------------------------------------------------------------------------
+
+LANGUAGE_MODEL = SCRIPTS["basics/char_language_model"]
+
+
+@pytest.fixture
+def words(tmp_path):
+    """Arguments of a run on a text that is read in a moment."""
+    (tmp_path / "my.txt").write_text("\n\n".join(topics.values())[:60_000], encoding="utf-8")
+    return ["--file", tmp_path / "my.txt", "--width", 32, "--updates", 80]
 
 
 @pytest.mark.slow
-def test_fine_tuning_does_better_than_training_from_scratch_and_than_guessing(capsys):
-    printed, figure = printed_by("basics/fine_tuning", capsys)
-    tuned, scratch = map(float, re.search(r"fine-tuned (\S+), from scratch (\S+)$", printed, re.M).groups())
-    assert tuned > 0.7 and tuned > scratch > figure.baseline_value and 0.2 <= figure.baseline_value < 0.21
+def test_a_script_that_was_killed_goes_on_to_the_same_bits(tmp_path, words):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    expected = run_python(LANGUAGE_MODEL, *words, cwd=whole).stdout
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    last, deadline = killed / "check_point/char_language_model/last.pth", time.monotonic() + 120
+    with start_python([LANGUAGE_MODEL, *words], cwd=killed, env=environment, stdout=subprocess.DEVNULL,
+                      stderr=subprocess.DEVNULL) as process:
+        while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    said = run_python(LANGUAGE_MODEL, *words, "--resume", "auto", cwd=killed).stdout
+    assert 0 < int(re.search(r"load model state from .* (\d+) updates", said)[1]) < 80
+    assert said.splitlines()[-1] == expected.splitlines()[-1]
+    ends = [torch.load(folder / "check_point/char_language_model/last.pth", weights_only=True) for folder in (whole, killed)]
+    assert [end["global_step"] for end in ends] == [80, 80]
+    assert all(torch.equal(value, ends[1]["model0"][name]) for name, value in ends[0]["model0"].items())
+    sample = (killed / "check_point/char_language_model/samples/sample.txt").read_text(encoding="utf-8")
+    assert sample == (whole / "check_point/char_language_model/samples/sample.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_two_processes_run_a_script_as_it_is_and_say_the_figure_once(tmp_path, words):
+    said = torchrun(2, LANGUAGE_MODEL, *words, cwd=tmp_path).stdout
+    figure = runner.Figure.of(said)
+    assert "2 processes (ddp)" in said and said.count(" (at most ") == 1
+    assert figure.value < figure.baseline_value
+
+
+@pytest.mark.slow
+def test_the_unet_reads_a_folder_of_images_and_masks(tmp_path, capsys):
+    from PIL import Image
+    names = runpy.run_path(str(SCRIPTS["basics/unet"]))
+    for number, (image, mask) in enumerate(zip(*names["made"](20, 24, seed=1))):
+        for kind, pixels in (("images", (image[0].clamp(0, 1) * 255).byte()), ("masks", mask.byte())):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            Image.fromarray(pixels.numpy()).save(tmp_path / kind / f"{number:02}.png")
+    trainer = names["main"](folder=tmp_path, epochs=1, width=4)
+    images, masks = (torch.cat([part[place] for part in (trainer.eval_loader.tensors, trainer.train_loader.tensors)])
+                     for place in (0, 1))
+    expected, classes = names["made"](20, 24, seed=1)
+    assert torch.equal(masks, classes) and (images - expected.clamp(0, 1)).abs().max() <= 1 / 255
