@@ -34,6 +34,8 @@ from .measuring import Process, conditions, in_rounds, row, timed
 LAYERS = 50             # 100 parameters, about as many as a ResNet has
 FILES = 50              # in the folder that is searched
 PRACTICE_SECONDS = 0.5  # how long training steps are timed without a write
+BETWEEN_SECONDS = 0.07  # of training between two saves, where these come faster than the disk writes them
+SAVES = 12              # then, one after another
 
 
 # --- contenders: each in a process of its own -----------------------------------------------------------------------
@@ -74,6 +76,9 @@ class Plain:
             file.flush()
             os.fsync(file.fileno())
         return {"synced": time.perf_counter() - started}
+
+    def save_often(self):
+        return standstills("plain often", self.save)
 
     def load(self):
         started = time.perf_counter()
@@ -129,17 +134,23 @@ class Ours:
         return self._save_beside("long")
 
     def _save_beside(self, name):
-        steps, writes = self.steps[name], self.trainer.checkpoints.saver._writes
+        steps, saver = self.steps[name], self.trainer.checkpoints.saver
         end = time.perf_counter() + PRACTICE_SECONDS
         alone, alone_on_cpu, _ = steps.run_until(lambda: time.perf_counter() > end)
         standstill = self._save()
-        beside, beside_on_cpu, count = steps.run_until(lambda: all(write.done() for write in writes.values()))
+        beside, beside_on_cpu, count = steps.run_until(lambda: not saver.is_writing())
         self._wait()
         return {
             f"{name} alone": alone, f"{name} beside": beside, f"{name} lost": standstill + count * (beside - alone),
             f"{name} alone on cpu": alone_on_cpu, f"{name} beside on cpu": beside_on_cpu,
             f"{name} lost on cpu": standstill + count * (beside_on_cpu - alone_on_cpu),
         }
+
+    def save_often(self):
+        """``last.pth`` alone, as ``save_per_steps`` writes it."""
+        seconds = standstills("often", self.trainer.checkpoints.save_last)
+        self._wait()
+        return seconds
 
     def _wait(self):
         self.trainer.wait_for_saves()
@@ -149,6 +160,18 @@ class Ours:
         started = time.perf_counter()
         self.trainer.load_state(self.folder / "last.pth")
         return {"our load": time.perf_counter() - started}
+
+
+def standstills(name, save):
+    """Of a training that saves again and again: the mean over its saves, and the longest."""
+    steps, seconds = Steps(width=768), []
+    for _ in range(SAVES):
+        end = time.perf_counter() + BETWEEN_SECONDS
+        steps.run_until(lambda: time.perf_counter() > end)  # noqa: B023
+        started = time.perf_counter()
+        save()
+        seconds.append(time.perf_counter() - started)
+    return {name: statistics.mean(seconds), f"{name}, longest": max(seconds)}
 
 
 class Steps:
@@ -205,6 +228,7 @@ def measure_saving(folder, megabytes, rounds):
         return in_rounds(rounds, [
             lambda: plain("save"), lambda: plain("save_and_sync"), first_save, lambda: ours("save"),
             lambda: ours("save_beside_short_steps"), lambda: ours("save_beside_long_steps"),
+            lambda: plain("save_often"), lambda: ours("save_often"),
         ])
 
 
@@ -271,6 +295,10 @@ def tell_saving(megabytes, seconds):
     row("torch.save + fsync", synced)
     row("this template, every save but the first", seconds["standstill"], seconds["plain"], "torch.save")
     row("this template, the first", seconds["first"], seconds["plain"], "torch.save")
+    print(f"A save after every {1000 * BETWEEN_SECONDS:g} ms of training, {SAVES} of them: on average, and the longest")
+    for what in ("", ", longest"):
+        row(f"often, torch.save{what}", seconds[f"plain often{what}"])
+        row(f"often, this template{what}", seconds[f"often{what}"], seconds[f"plain often{what}"], "torch.save")
     print("The file is complete")
     row("on the disk, read back and renamed", seconds["on disk"], synced, "torch.save + fsync")
     for cpu, remark in (("", ""), (" on cpu", ", waits for a free CPU taken out")):

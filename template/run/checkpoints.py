@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ..checkpoint import files, sharded, state
 from ..checkpoint.digests import Digests, with_digest
 from ..checkpoint.plain_data import bytes_of
-from ..checkpoint.saver import Saver
+from ..checkpoint.saver import BEHIND, IN_PLACE, Saver
 from ..output import run_folder
 from ..output.run_lock import RunLock
 from ..parallel.equality import require_equal_weights
@@ -78,21 +78,20 @@ class Checkpoints:
             if hasattr(callback, "flush"):
                 callback.flush()
         folder, count = trainer.path_of("."), trainer.keep_checkpoints
-        tidies = count is not None or trainer.is_sharded or not self._is_tidy  # thousands of files take a while
-        self._is_tidy = True
 
         def write(saved):
             saved = with_digest(saved, folder)
             self._digests.note(folder, saved)
             files.write_last(saved, folder, epoch_file)
-            if tidies:
+            if count is not None or trainer.is_sharded or not self._is_tidy:  # thousands of files take a while
                 files.keep_newest(folder, count)
+            self._is_tidy = True
 
         with trainer.lifetime.weights.of_training():
             saved = state.collect(trainer, divided=trainer.is_sharded)
             if trainer.is_sharded and not self._write_parts(saved, folder):
                 return
-            self._save(trainer.path_of("last.pth"), saved, write, beside)
+            self._save(trainer.path_of("last.pth"), saved, write, beside, BEHIND if epoch_file is None else None)
         self.saved_step, self._epoch_file, self._is_wanted = trainer.global_step, epoch_file, False
         self._saved_at = time.monotonic()
 
@@ -119,7 +118,8 @@ class Checkpoints:
             then()
 
         with self.trainer.lifetime.weights.for_use():
-            self._save(self.trainer.path_of(family or name), state.collect(self.trainer, optim=False), write)
+            self._save(self.trainer.path_of(family or name), state.collect(self.trainer, optim=False), write,
+                       replaced=IN_PLACE if family is None else None)
 
     def save_as_it_is(self, path):
         """Write a state that is not exact, here and now, to a file that ``load_state("auto")`` does not take."""
@@ -174,7 +174,7 @@ class Checkpoints:
 
     def _write_parts(self, saved, folder):
         """Each rank its part of the weights, which ``saved`` then names; False when that failed, which was told."""
-        self.saver.wait()  # the file that names the parts before
+        self.saver.wait(self.trainer.path_of("last.pth"))  # it names the parts before, and deletes what is not named
         parts = sharded.write(self.trainer, folder, saved["callbacks"])
         if isinstance(parts, OSError):
             if self.trainer.is_main:
@@ -194,8 +194,8 @@ class Checkpoints:
             print(f"Every epoch<N>.pth is kept, {size / 1e9:.2g} GB each: {epochs} epochs come to {total / 1e9:.3g} GB, and "
                   f"{free / 1e9:.3g} GB are free. With keep_checkpoints = 3 it would be {3 * size / 1e9:.2g} GB.")
 
-    def _save(self, path, saved, write, beside=True):
-        """On rank 0."""
+    def _save(self, path, saved, write, beside=True, replaced=None):
+        """On rank 0, which decides by itself what waits for the disk: the others only helped to collect the state."""
         trainer = self.trainer
         if not trainer.is_main:
             return
@@ -210,6 +210,6 @@ class Checkpoints:
             write(saved)
 
         self.saver.save(path, saved, checked_write, trainer.lifetime.where(), beside and not trainer.stop_when_save_fails,
-                        keep=trainer.world.size > 1)  # it has to be tried again without the others
+                        keep=trainer.world.size > 1, replaced=replaced)  # kept: it is tried again without the others
         if trainer.stop_when_save_fails:
             self.saver.raise_failure()

@@ -322,7 +322,7 @@ def _compare(record, expected, command, folder, environment, scratch, tell):
     if found.first_difference is not None and other is not None:
         found.differences = _differences(record.starts[0], other.starts[0])
         found.notes += _losses(record, other, found.first_difference)
-    if not found.is_equal:
+    if not found.is_equal and not found.notes:
         found.notes += _hints(record, process.returncode, found, scratch / "output.txt")
     return found
 
@@ -341,8 +341,14 @@ def _follow(record, expected, process, scratch, found, tell):
         other = other or _counterpart(record, scratch)
         rows = RunRecord(other).digests if other else {}
         rows = {row["epoch"]: row for row in rows.values() if row["batch"] == 0} if by_epoch else rows
-        while waiting and waiting[0] in rows:
+        while waiting and max(rows, default=-1) >= waiting[0]:
             number = waiting.pop(0)
+            if number not in rows and waiting:  # that save was taken together with a later one, see checkpoint/saver.py
+                continue
+            if number not in rows:
+                found.notes.append(f"{'Epoch' if by_epoch else 'Update'} {number} was not compared, because its save was "
+                                   "taken together with a later one: the disk was busy. Start it again.")
+                return RunRecord(other)
             mine, theirs = expected[number], rows[number]
             if (mine["digest"], mine["global_step"]) != (theirs["digest"], theirs["global_step"]):
                 found.first_difference = number

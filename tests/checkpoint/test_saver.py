@@ -89,21 +89,27 @@ def test_files_are_written_one_after_another_in_the_order_of_the_saves(saver, di
     assert len(set(disk.threads)) == 1
 
 
-def test_a_second_save_to_a_path_waits_for_the_first_before_it_takes_the_memory(saver, disk, monkeypatch):
+def test_saves_to_one_path_have_memory_of_their_own_and_the_fourth_waits_for_that_of_the_first(saver, disk, monkeypatch):
     moments, fill = [], HostCopy.fill
     monkeypatch.setattr(HostCopy, "fill", lambda self, state: moments.append(f"copy {state['n']}") or fill(self, state))
 
     def write(state):
         moments.append(f"begin {state['n']}")
+        disk.begun.set()
         assert disk.go.wait(30)
         moments.append(f"end {state['n']} {state['w'].tolist()}")
 
     disk.go.clear()
-    saver.save("a", {"n": 1, "w": torch.ones(2)}, write, "")
+    for n in (1, 2, 3):
+        saver.save("a", {"n": n, "w": torch.full((2,), float(n))}, write, "")
+        assert disk.begun.wait(30)
     threading.Timer(0.1, disk.go.set).start()
-    saver.save("a", {"n": 2, "w": torch.zeros(2)}, write, "")
+    saver.save("a", {"n": 4, "w": torch.zeros(2)}, write, "")
     saver.wait()
-    assert moments == ["copy 1", "begin 1", "end 1 [1.0, 1.0]", "copy 2", "begin 2", "end 2 [0.0, 0.0]"]
+    assert moments[:5] == ["copy 1", "begin 1", "copy 2", "copy 3", "end 1 [1.0, 1.0]"]  # and no copy 4 before that
+    written = [moment for moment in moments if not moment.startswith("copy")]
+    assert written == [f"{what} {n}{state}" for n in (1, 2, 3, 4)
+                       for what, state in (("begin", ""), ("end", f" {[n % 4.0] * 2}"))]
 
 
 def test_each_path_has_memory_of_its_own(saver, disk):

@@ -26,6 +26,7 @@ from pathlib import Path
 import fault_job
 
 from template.checkpoint import files as checkpoint
+from template.checkpoint import saver
 
 PLACES = ("open", "write", "fsync", "testzip", "link", "replace", "unlink")  # what writing a checkpoint goes through
 
@@ -36,11 +37,24 @@ def arm():
     kills = {(fault[1], int(fault[2])): fault[3] for fault in faults if fault[0] == "kill"}
     if kills or ["count"] in faults:
         _watch(kills)
+    if any(fault[0] in ("count", "full") for fault in faults):
+        _write_each_state()
     for first, last, *offsets in (map(int, fault[1:]) for fault in faults if fault[0] == "full"):
         _limit_file_size(range(first, last + 1), dict(zip((".last.pth", ".best.pth"), offsets)))
     actions = {int(fault[1]): fault[2:] for fault in faults if fault[0] == "at"}
     if actions:
         _act_after_updates(actions)
+
+
+def _write_each_state():
+    """The same number of writings in each run: no state gives its place to a newer one."""
+    save = saver.Saver.save
+
+    def save_and_wait(*args, **options):
+        save(*args, **options)
+        saver.wait_for_others()
+
+    saver.Saver.save = save_and_wait
 
 
 def _kill():

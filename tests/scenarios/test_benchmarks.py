@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 
 SAVING = [
     "torch.save", "torch.save + fsync", "this template, every save but the first", "this template, the first",
+    *[f"often, {who}{what}" for what in ("", ", longest") for who in ("torch.save", "this template")],
     "on the disk, read back and renamed",
     *[f"{row} step{end}" for _ in range(2) for kind in ("short", "long")
       for row, end in ((f"a {kind}", ""), (f"a save in all: standstill and slower {kind}", "s"))],

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import fork_server
 import pytest
@@ -299,6 +300,22 @@ def test_the_command_is_that_of_the_first_start_with_paths_where_they_are_now(tm
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
     for script in (["../pkg/train.py", "-v"], ["-m", "pkg.train"]):
         assert command_of(["-u", *script], top / "sub", top, scratch, ranks=3)[0] == [sys.executable, *launcher, *script]
+
+
+@pytest.mark.parametrize("saved, is_equal, epochs", [([1, 2, 3], True, 3), ([1, 3], True, 2), ([2, 3, 5], True, 2),
+                                                     ([1, 2, 4], False, 2), ([1, 2], False, 2)])
+def test_an_epoch_whose_save_was_taken_together_with_a_later_one_is_passed_over_unless_it_is_the_last(
+        saved, is_equal, epochs, monkeypatch, tmp_path):
+    def row(epoch):
+        return {"epoch": epoch, "batch": 0, "global_step": 6 * epoch, "digest": f"{epoch}" * 64}
+
+    Path("output.txt").write_text("the last line")
+    monkeypatch.setattr(tool, "_start", lambda *args: SimpleNamespace(poll=lambda: 0, returncode=0))
+    monkeypatch.setattr(tool, "_counterpart", lambda *args: "other")
+    monkeypatch.setattr(tool, "RunRecord", lambda folder: SimpleNamespace(digests={6 * n: row(n) for n in saved}))
+    found = tool._compare(SimpleNamespace(folder="run"), {n: row(n) for n in (1, 2, 3)}, [], "", {}, Path(), print)
+    assert (found.is_equal, found.epochs) == (is_equal, epochs)
+    assert is_equal or ("Epoch 3 was not compared" in str(found)) == (4 in saved)
 
 
 def test_trackers_that_the_users_code_calls_itself_are_told_to_send_nothing(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...checkpoint import files, state
+from ...checkpoint.saver import IN_PLACE
 from ...hooks import EVENTS, Callback
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class BestWeights(Callback):
             if trainer.is_main:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 trainer.checkpoints.saver.save(path, weights, lambda saved: files.write(saved, path),
-                                               trainer.lifetime.where())
+                                               trainer.lifetime.where(), replaced=IN_PLACE)
 
     def state_dict(self) -> dict[str, Any]:
         return {"baseline": dict(self.baseline),
