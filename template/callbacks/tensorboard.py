@@ -127,6 +127,10 @@ class TensorBoard(Callback):
         for writer in self._parts.values():
             writer.flush()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy writes files of its own."""
+        return vars(self) | {"_parts": {}}
+
     def write_graph(self, model: TemplateModel, example: Any) -> None:
         """The graph of ``inference(example)``. Event files with graphs are large, hence only on demand."""
         if model.writer is None:

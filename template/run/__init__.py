@@ -31,6 +31,7 @@
 - ``old_names.py``: what did templates before this one call differently?
 - ``reports.py``: what does a trainer say, at log points, behind an epoch and at the end?
 - ``as_found.py``: how is a trainer looked at by training it, and left as it was?
+- ``bare_loop.py``: how long does a loop without the template take, and where does the time of an update go?
 - ``copies.py``: what does a copy of a trainer hold?
 - ``options.py``: how does a dataclass, or a function, become command-line options?
 - ``configuration/``: which settings are there, and how do they come from a file and a command line?

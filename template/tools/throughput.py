@@ -2,6 +2,7 @@
 
     trainer.check_init()
     throughput(trainer)                  # half a minute at most; prints a table and advice
+    throughput(trainer, compare=True)    # and against a bare loop: what does each part of an update cost?
 
 Weights, optimizers, random numbers and counters are as before when it returns; no callback hears of it. It says nothing
 about evaluation, and on a machine that does other things meanwhile its times are theirs too.
@@ -21,6 +22,8 @@ from torch.utils.data import DataLoader
 from ..checkpoint.plain_data import HostCopy
 from ..checkpoint.state import apply, collect
 from ..metrics.modes import modes_of, restore_modes
+from ..run.as_found import as_found, nothing_written
+from ..run.bare_loop import compared
 from ..run.checks import require_init
 from ..update.schedule_free import averaged, loading
 from ..update.stepper import make_clip
@@ -35,20 +38,35 @@ _WAITS_FOR_DATA = 0.2       # from this share of the time on, data is the limit
 _SAME_FOR_ANY_BATCH = 0.6   # from this share of an update on, the host is
 
 
-def throughput(model: TemplateModel) -> dict[str, Any]:
+def throughput(model: TemplateModel, compare: bool = False) -> dict[str, Any]:
     """Measure a ``TemplateModel`` after ``check_init``. Among several processes every rank has to call it.
+
+    Args:
+        compare: run the trainer's loop and a bare one, over the same data and models, in turns, and tell what each part of
+            an update costs; see ``run/bare_loop.py``. It takes up to half a minute more.
 
     Returns:
         ``{"data", "update", "fixed", "both"}``: seconds an update takes to read, to compute on a batch that is there, to
         compute on a batch of one or two samples (None where that fails), and in training; "samples_per_second"; and
-        "limit": "data", "host" or "device".
+        "limit": "data", "host" or "device". With ``compare`` also "comparison", a ``Comparison``: its ``ratio``,
+        ``shares()``, and the times of each round.
+
+    Raises:
+        RuntimeError: ``check_init`` was not called.
+        ValueError: with ``compare``: weights are divided among the ranks.
     """
     require_init(model)
     model.world.begin("throughput()")
     with averaged(model.optimizer_list):
         figures = _measured(model)
     figures["limit"] = _limit(figures)
-    _tell(model, figures)
+    with nothing_written(model):
+        _tell(model, figures)
+    if compare:
+        with as_found(model, "throughput(compare=True)"):
+            figures["comparison"] = compared(model)
+        with nothing_written(model):
+            print(f"\n{figures['comparison']}")
     return figures
 
 
