@@ -57,6 +57,26 @@ def run_python(arguments, *, cwd, env, timeout):
     return subprocess.CompletedProcess([sys.executable, *arguments], process.returncode, stdout, stderr)
 
 
+def run_commands(commands, *, cwd, env, timeout):
+    """``subprocess.run`` of commands for bash, which finds ``python`` and ``torchrun`` of this environment, as forks."""
+    here, installed = os.path.dirname(os.path.abspath(__file__)), os.path.dirname(sys.executable)
+    are_forked = _can_be_forked(["script"], env)
+    first = [os.path.join(here, "forked")] if are_forked else []
+    env = {**env, "PATH": os.pathsep.join([*first, installed, env["PATH"]])}
+    files = ()
+    if are_forked:
+        files = [_server().fileno()]
+        env |= {"FORK_SERVER_AT": str(files[0]), "FORK_SERVER_PYTHON": sys.executable}
+    return subprocess.run(["bash", "-ec", commands], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout,
+                          pass_fds=files)
+
+
+def _ask():
+    """In the ``python`` that bash found: be the script, but for signals."""
+    server = socket.socket(fileno=int(os.environ["FORK_SERVER_AT"]))
+    return Forked(server, sys.argv[2:], os.getcwd(), os.environ, None, None, False).wait()
+
+
 def _can_be_forked(arguments, env):
     if not hasattr(os, "fork") or "0" in (os.environ.get("FORK_SERVER"), env.get("FORK_SERVER")):
         return False
@@ -303,7 +323,9 @@ def run(script):
     sys.exit(1)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1] == "ask":
+    sys.exit(_ask())
+elif __name__ == "__main__":
     _site = sys.path[1:]
     import_ahead()
     import gc

@@ -16,11 +16,10 @@ import os
 import re
 import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import fork_server
 import pytest
 import torch
 from tiny import ROOT, run_python
@@ -64,10 +63,8 @@ def copy_folder(source, target):
 
 
 def bash(commands, folder, **environment):
-    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
-    done = subprocess.run(["bash", "-ec", commands], cwd=folder, text=True, capture_output=True, timeout=300,
-                          env={**os.environ, "PATH": path, "PYTHONDONTWRITEBYTECODE": "", "OMP_NUM_THREADS": "1",
-                               **environment})
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "OMP_NUM_THREADS": "1", **environment}
+    done = fork_server.run_commands(commands, cwd=folder, env=environment, timeout=300)
     assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
