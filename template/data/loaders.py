@@ -40,6 +40,7 @@ from .seeding import (
     reseeded,
     sample_rng,
     seed_data,
+    seeds_from,
 )
 from .shares import WHOLE, Uneven
 from .workers import SeededDataset, WorkerInit, own_iterator
@@ -322,8 +323,8 @@ class _ReplayedBatches(_Batches):
             self.numbers.append(None if place is None else read[place])
 
     def _numbered(self, iterator, epoch, first, start):
-        for number in itertools.count(first):
-            before = seed_data(derive(self.seed, epoch, number))
+        for number, seed in enumerate(seeds_from(first, self.seed, epoch), first):
+            before = seed_data(seed)
             try:
                 batch = next(iterator)
             except StopIteration:

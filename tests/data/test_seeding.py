@@ -21,6 +21,7 @@ from template.data.seeding import (
     restore_rng,
     sample_rng,
     seed_everything,
+    seeds_from,
 )
 
 
@@ -145,6 +146,11 @@ def test_deterministic_refuses_kernels_that_vary_and_is_off_by_default(monkeypat
     assert not torch.is_deterministic_algorithms_warn_only_enabled()
     assert not torch.backends.cudnn.benchmark
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_many_seeds_are_those_that_are_derived_one_by_one():
+    found = list(itertools.islice(seeds_from(60, 42, 3), 150))
+    assert found == [derive(42, 3, number) for number in range(60, 210)]
 
 
 # --- sample_rng -----------------------------------------------------------------------------------------------------
