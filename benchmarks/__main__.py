@@ -10,7 +10,8 @@ import argparse
 import sys
 from importlib import import_module
 
-BENCHMARKS = ("loop", "growth", "everyday", "evaluation", "images", "long_run", "checkpoint", "imports", "scaling", "gpu")
+BENCHMARKS = ("loop", "growth", "everyday", "evaluation", "images", "long_run", "checkpoint", "imports", "memory", "scaling",
+              "gpu")
 
 
 def main():

@@ -42,16 +42,28 @@ class Stages:
         self.modules[stage] = [name for name in HEAVY if name in sys.modules and name not in known]
         self._started = time.perf_counter()
 
-    def end_at_second_forward(self, model, stage):
-        forwards = []
+    def end_at_forwards(self, model, *stages):
+        """One stage ends with the beginning of each forward of the training."""
+        left = list(stages)
 
         def count(module, inputs):
-            if module.training:  # else it is the template's evaluation before the first update
-                forwards.append(1)
-                if len(forwards) == 2:
-                    self.end(stage)
+            if module.training and left:  # else it is the template's evaluation before the first update
+                self.end(left.pop(0))
 
         model.register_forward_pre_hook(count)
+
+    def note(self, owner, name, what):
+        """How long a function takes, which is part of some stage."""
+        function = getattr(owner, name)
+
+        def timed(*args, **kwargs):
+            started = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
+
+        setattr(owner, name, timed)
 
 
 def import_torch(stages):
@@ -68,29 +80,59 @@ def import_template(stages):
     stages.end("import template")
 
 
+def make_an_optimizer(stages):
+    """The first one of a process has torch import its compiler, also where nothing is compiled (seen with 2.13)."""
+    import torch
+
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], 1.0)
+    stages.end("the first optimizer")
+
+
 def update_by_hand(stages):
     import_torch(stages)
+    make_an_optimizer(stages)
     from .by_hand import MLP, Plain
 
     loop = Plain(MLP._replace(updates=2), "tensors", None)
-    stages.end_at_second_forward(loop.model, "first update")
+    stages.end_at_forwards(loop.model, "to the first forward", "first update")
     stages.end("set up")
     loop.train()
 
 
 def update_of_template(stages):
     import_template(stages)
+    make_an_optimizer(stages)
+    from template.output import event_writer
+    from template.run import preflight, setup
+
     from .by_hand import MLP
     from .loop import Trainer
 
     trainer = Trainer(MLP._replace(updates=2), "tensors")
-    stages.end_at_second_forward(trainer.model_list[0], "first update")
+    stages.end_at_forwards(trainer.model_list[0], "to the first forward", "first update")
+    stages.note(setup.run_folder, "announce", "of it: folder, log and configuration")
+    stages.note(setup.run_folder, "_git_commit", "of it: the git commit of the code")
+    stages.note(event_writer, "make_writer", "of it: TensorBoard's writer")
+    stages.note(preflight.Preflight, "on_train_start", "of it: an eval batch is scored")
     stages.end("set up")
     trainer.check_init()
     stages.end("check_init")
     trainer.train_loop()
 
 
+WAY = [  # (what, stages of the process, whether the hand-written loop has them); "of it" is in a row above
+    ("import torch", ["import torch"], True),
+    ("import template", ["import template"], False),
+    ("the first optimizer: torch imports torch._dynamo", ["the first optimizer"], True),
+    ("set up: model, data, optimizer", ["set up"], True),
+    ("check_init", ["check_init"], False),
+    ("of it: folder, log and configuration", ["of it: folder, log and configuration"], False),
+    ("of it: the git commit of the code", ["of it: the git commit of the code"], False),
+    ("train_loop, to the first forward", ["to the first forward"], True),
+    ("of it: import of TensorBoard and its writer", ["of it: TensorBoard's writer"], False),
+    ("of it: an eval batch is scored before the training", ["of it: an eval batch is scored"], False),
+    ("the first update", ["first update"], True),
+]
 KINDS = {kind.__name__: kind for kind in (import_torch, import_template, update_by_hand, update_of_template)}
 
 
@@ -126,17 +168,25 @@ def tell(seconds):
     row("from template.template import TemplateModel", stage("import_template", "import template"))
     row("both", stage("import_template", "import torch", "import template"), torch_alone, "import torch")
     print("The first update of the tiny MLP")
-    by_hand = stage("update_by_hand", "first update")
+    by_hand = stage("update_by_hand", "to the first forward", "first update")
     row("by hand", by_hand)
     row("this template: check_init", stage("update_of_template", "check_init"))
-    row("this template: from then to its end", stage("update_of_template", "first update"))
-    row("this template: both", stage("update_of_template", "check_init", "first update"), by_hand, "by hand")
+    row("this template: from then to its end", stage("update_of_template", "to the first forward", "first update"))
+    row("this template: both", stage("update_of_template", "check_init", "to the first forward", "first update"), by_hand,
+        "by hand")
+    print("From the first import to the end of the first update, by part: this template, and by hand")
+    for what, stages, is_shared in WAY:
+        of = [stage("update_by_hand", *stages), "by hand"] if is_shared else []
+        row(what, stage("update_of_template", *stages), *of)
+    whole = [*dict.fromkeys(name for _, names, _ in WAY if not names[0].startswith("of it: ") for name in names)]
+    row("in all", stage("update_of_template", *whole),
+        stage("update_by_hand", *[name for name in whole if ("update_by_hand", name) in seconds]), "by hand")
 
 
 def tell_modules(modules):
     by_hand = {name for names in modules["update_by_hand"].values() for name in names}
     print(f"Heavy modules of the hand-written loop: {', '.join(sorted(by_hand)) or 'none'}; beyond these")
-    for stage in ("import template", "check_init", "first update"):
+    for stage in ("import template", "check_init", "to the first forward"):
         names = [name for name in modules["update_of_template"][stage] if name not in by_hand]
         print(f"  {f'this template: {stage}':<52}{', '.join(names) or 'none'}")
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from tiny import ROOT, run_python
 
+from benchmarks import imports
+
 pytestmark = pytest.mark.slow
 
 SAVING = [
@@ -22,7 +24,8 @@ SAVING = [
 LOADING = ["torch.load + load_state_dict", "load_state, which verifies first and can go back", "verify the file"]
 FINDING = ["torch.load of one of them", "last.pth is whole", "last.pth and previous.pth are damaged"]
 IMPORTS = ["import torch", "from template.template import TemplateModel", "both", "by hand", "this template: check_init",
-           "this template: from then to its end", "this template: both"]
+           "this template: from then to its end", "this template: both",
+           *[what for what, _, _ in imports.WAY], "in all"]
 LOOPS = ["by hand, plain", "by hand, equipped", "this template"]
 LOOPS_ON_SLICES = [*LOOPS[:2], "this template, TensorLoader", "this template, DataLoader(TensorDataset)"]
 GROWTH = {
@@ -167,6 +170,18 @@ def test_the_benchmark_of_images_tells_both_loops_or_which_package_is_missing(ow
     assert capsys.readouterr().out == f"{images.NEEDS_PILLOW}\n"
 
 
+def test_the_benchmark_of_memory_tells_every_part(own_folder, monkeypatch, capsys):
+    from benchmarks import memory
+
+    printed = printed_by("benchmarks.memory", folder=own_folder)
+    by_hand, ours = (re.findall(r"^  (\S.*?)  +-?\d+\.\d \(", part, re.MULTILINE) for part in printed.split("\n\n")[1:3])
+    assert by_hand == [memory.BEGIN, memory.SET_UP, memory.TRAINING] and len(ours) == 8 and ours[0] == memory.BEGIN
+    assert "Beyond the plain loop: " in printed
+    monkeypatch.setattr(memory, "resident_megabytes", lambda: None)
+    memory.main([])
+    assert "which Linux has" in capsys.readouterr().out
+
+
 def test_evaluations_that_differ_have_no_figures():
     from benchmarks.evaluation import require_equal_values
 
@@ -192,7 +207,7 @@ def test_the_benchmark_of_imports_tells_every_stage(own_folder):
     printed = printed_by("benchmarks.imports", folder=own_folder)
     assert [what for what, _ in rows_in_milliseconds(printed)] == IMPORTS
     stages = re.findall(r"^  this template: (.*?)  +\S", printed[printed.index("Heavy modules"):], re.MULTILINE)
-    assert stages == ["import template", "check_init", "first update"]
+    assert stages == ["import template", "check_init", "to the first forward"]
 
 
 def test_the_benchmark_of_gpus_says_that_there_is_none_or_runs(own_folder):
