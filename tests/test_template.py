@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from template import Callback, Confusion, EarlyStopping, Mean, Stored, TensorLoader
 from template.callbacks.history import History
 from template.checkpoint import files as checkpoint
-from template.checkpoint.saver import SaveError
+from template.checkpoint.saver import SaveError, Saver
 from template.metrics.best import better_when
 from template.run import checkpoints as run_checkpoints
 from template.template import TemplateModel
@@ -847,10 +847,14 @@ def test_check_init_is_called_once():
 
 @pytest.fixture
 def saved(monkeypatch):
-    """The updates at which ``last.pth`` was written."""
-    updates, original = [], checkpoint.write_last
-    monkeypatch.setattr(checkpoint, "write_last",
-                        lambda state, *args: updates.append(state["global_step"]) or original(state, *args))
+    """The updates at which ``last.pth`` was saved."""
+    updates, original = [], Saver.save
+
+    def save(saver, path, state, *args, **options):
+        updates.extend([state["global_step"]] * (path.name == "last.pth"))
+        original(saver, path, state, *args, **options)
+
+    monkeypatch.setattr(Saver, "save", save)
     return updates
 
 

@@ -211,7 +211,7 @@ class Saver:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._unwritten[one.path] = one
-        one.has_begun = False
+        one.has_begun, one.began = not self.is_writing(), time.monotonic()  # with nothing to wait for it is always written
         one.future = self._executor.submit(self._take_turn, one)
         self._writes.setdefault(one.path, []).append(one)
 

@@ -56,6 +56,16 @@ def test_of_states_that_wait_to_become_the_newest_one_is_written_and_it_is_the_n
     assert len(saver._copies["last"]) == 1 and saver._on_disk["last"] == "update 7"
 
 
+def test_a_state_that_has_nothing_to_wait_for_is_written_also_when_a_newer_one_comes_before_the_thread_woke_up(saver, disk):
+    release(saver, disk)
+    submit, woken = saver._executor.submit, threading.Event()
+    saver._executor.submit = lambda call, one: submit(lambda: woken.wait(30) and call(one))
+    for n in (1, 2, 3):
+        disk.save(saver, "last", {"n": n}, replaced=BEHIND)
+    woken.set()
+    assert release(saver, disk) == [("first", 0), ("last", 1), ("last", 3)]
+
+
 def test_a_state_that_was_promised_is_written_and_at_most_two_others_have_memory(saver, disk):
     for n in (1, 2):
         disk.save(saver, "last", {"n": n, "w": torch.ones(2)}, replaced=BEHIND)
