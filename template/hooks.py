@@ -66,6 +66,11 @@ class Callback:
     def on_before_step(self, model: TemplateModel) -> None:
         pass
 
+    def reads_gradients(self, model: TemplateModel) -> bool:
+        """Whether ``on_before_step`` looks at gradients, or writes them, before the coming step. Where none does,
+        ``compile = "step"`` has no gradients that outlive the update, and does not call it."""
+        return True
+
     def on_after_step(self, model: TemplateModel) -> None:
         pass
 
@@ -145,6 +150,14 @@ class Hooks:
             if not any(call == other for other in self._have_begun):
                 self._have_begun.append(call)
                 call(model)
+
+    def reader_of_gradients(self, model: TemplateModel) -> str:
+        """The name of a callback whose ``on_before_step`` looks at the gradients of the coming step, or ""."""
+        for call in self.on_before_step:
+            owner = getattr(call, "__self__", call)
+            if getattr(owner, "reads_gradients", Callback().reads_gradients)(model):
+                return type(owner).__name__
+        return ""
 
     def remove(self, callback: Any) -> None:
         """Take a callback out, also while an event is being handed round."""

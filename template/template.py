@@ -117,7 +117,7 @@ class TemplateModel(AroundTheLoop):
         self.fused: bool = False
         """Optimizers in torch's fused form, which goes through the weights once for a step."""
         self.compile: bool | str = False
-        """True, or a mode of ``torch.compile``."""
+        """True, or a mode of ``torch.compile``; "step": the whole update in one graph, see ``update/compiled_step.py``."""
         self.channels_last: bool = False
         """Convolutions in the memory format that bf16 and fp16 are fastest in."""
         self.matmul_precision: str | None = None
@@ -371,7 +371,7 @@ class TemplateModel(AroundTheLoop):
         """
         if not self._begin_epoch(write_params, clip_grad):
             return {}
-        hooks, stepper, losses = self.hooks, self.stepper, self.running_losses
+        hooks, stepper, losses, step = self.hooks, self.stepper, self.running_losses, self.stepper.around(self.train_step)
         with self.lifetime.session():
             hooks.begin_run(self)
             for call in hooks.on_train_start:
@@ -380,7 +380,7 @@ class TemplateModel(AroundTheLoop):
                 for batch, num_samples in group:
                     for call in hooks.on_batch:
                         call(self, batch)
-                    losses.update(loss_dict(self.train_step(batch), needs_total=False), num_samples)
+                    losses.update(loss_dict(step(batch), needs_total=False), num_samples)
                     self.batches_done += self.world.size
                 stepper.finish_group()
                 self.global_step += 1

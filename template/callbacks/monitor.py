@@ -52,6 +52,9 @@ class Monitor(Callback):
     def on_train_start(self, model: TemplateModel) -> None:
         self._begin()  # of an update that was cut short
 
+    def reads_gradients(self, model: TemplateModel) -> bool:
+        return not (model.global_step + 1) % model.log_per_step
+
     def on_before_step(self, model: TemplateModel) -> None:
         """Once an update; where ``train_step`` updates optimizers one by one, once for each of them."""
         if (model.global_step + 1) % model.log_per_step:

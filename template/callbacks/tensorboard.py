@@ -59,8 +59,11 @@ class TensorBoard(Callback):
             self._part(model)
             self._speed_since = model.stepper.speed.mark()
 
+    def reads_gradients(self, model: TemplateModel) -> bool:
+        return self._gradients_of == model.global_step and model.writer is not None
+
     def on_before_step(self, model: TemplateModel) -> None:
-        if self._gradients_of == model.global_step and model.writer is not None:
+        if self.reads_gradients(model):
             for name, parameter in _named_parameters(model):
                 if parameter.grad is not None:
                     _add_histogram(model.writer, f"grads/{name}", parameter.grad, model.global_step)

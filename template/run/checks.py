@@ -20,7 +20,7 @@ from ..parallel.gradients import MODES
 from ..update import lr_scheduler
 from .class_attributes import check_properties, template_of
 from .layers_and_schedulers import check_parts
-from .prepare import COMPILE_MODES, MATMUL_PRECISIONS, check_device
+from .prepare import COMPILE_MODES, MATMUL_PRECISIONS, STEP, check_device
 
 _NAMES_SHOWN = 5
 _NOT_CALLED_BY_TRAINING = {"epochs", "fit", "test", "predict"}
@@ -118,7 +118,7 @@ def _check_choices(model):
         "lr_scheduler_interval": (None, *lr_scheduler.INTERVALS),
         "warm_up_mode": lr_scheduler.WARM_UP_MODES,
         "parallel": MODES,
-        "compile": (False, True, *COMPILE_MODES),
+        "compile": (False, True, *COMPILE_MODES, STEP),
         "channels_last": (False, True),
         "fused": (False, True),
         "matmul_precision": (None, *MATMUL_PRECISIONS),

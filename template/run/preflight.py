@@ -6,12 +6,13 @@ itself. It does not change a bit of the training. What certainly breaks the run 
 ``checks.py``.
 """
 
+import torch
 from torch import nn
 
 from ..checkpoint.state import refuse_unsavable
 from ..data.lengths import numbers_of_workers
 from ..data.nested import sketch
-from ..data.seeding import capture_rng, restore_rng
+from ..data.seeding import capture_rng, restore_rng, rng_kept
 from ..hooks import Callback
 from ..metrics.best import find_name, follows_training, resolve_key
 from ..output.warn import warn
@@ -43,6 +44,22 @@ def _look_at_next_backward(stepper, names):
 def preflight(model):
     """The callbacks that look at the first batch: one, or none when ``model.preflight`` is off."""
     return [Preflight()] if model.preflight else []
+
+
+def look_apart(model, batch):
+    """Look at the first batch where the update is one graph, in which nobody can listen: forward and backward are done once
+    more before it, and nothing of them stays."""
+    for callback in [one for one in model.hooks.callbacks if isinstance(one, Preflight)]:
+        buffers = [(buffer, buffer.clone()) for part in model.model_list for buffer in part.buffers()]
+        try:
+            with rng_kept(), torch.compiler.set_stance("force_eager"):
+                model.train_step(batch)
+            callback.on_before_step(model)
+        finally:
+            for buffer, value in buffers:
+                buffer.copy_(value)
+            model.stepper.drop_gradients()
+            callback.stop_listening(model)
 
 
 class Preflight(Callback):
@@ -139,6 +156,10 @@ class Preflight(Callback):
             if hasattr(callback, "look_for_monitor"):
                 callback.look_for_monitor(list(result), of_training=False)
 
+    def reads_gradients(self, model):
+        """``look_apart`` shows them to it, where it is asked."""
+        return False
+
     def on_before_step(self, model):
         if model.amp and not model.skip_non_finite and self.batches:
             refuse_overflow(model, self.batches)
@@ -181,6 +202,9 @@ class Preflight(Callback):
 
     def _remove(self, model):
         self.looked_at, self.batches, model.lifetime.explain = None, [], None
+        self.stop_listening(model)
+        model.hooks.remove(self)
+
+    def stop_listening(self, model):
         while self.undo:
             self.undo.pop()()
-        model.hooks.remove(self)

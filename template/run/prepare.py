@@ -15,6 +15,7 @@ from ..hooks import Callback
 from .devices import num_local_processes, numbers_of
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
+STEP = "step"  # forward, loss, backward and optimizer in one graph, see update/compiled_step.py
 MATMUL_PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision
 
 _OR_UNSET = "Leave device unset to train on the GPU where there is one, else on the CPU."
@@ -48,7 +49,7 @@ def prepare(models, device, channels_last=False, sync_batchnorm=False, compile=F
         channels_last: weights of convolutions as [N, H, W, C] in memory, which inputs and activations follow; bf16 and fp16
             convolutions on a GPU are faster so.
         sync_batchnorm: statistics of BatchNorm over the batches of all ranks; parameters stay the same objects.
-        compile: True, or one of ``COMPILE_MODES``.
+        compile: True, one of ``COMPILE_MODES``, or ``STEP``, which compiles the models as True does.
     """
     for model in models:
         model.to(device)
@@ -57,7 +58,7 @@ def prepare(models, device, channels_last=False, sync_batchnorm=False, compile=F
         if sync_batchnorm:
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         if compile:
-            model._compiled_call_impl = _compiled(model, None if compile is True else compile)
+            model._compiled_call_impl = _compiled(model, None if compile in (True, STEP) else compile)
 
 
 def _compiled(model, mode):

@@ -9,6 +9,7 @@ Every part is given what it needs; from then on the loop only calls them.
 from __future__ import annotations
 
 import atexit
+import inspect
 import os
 import weakref
 from functools import partial
@@ -33,6 +34,7 @@ from ..parallel.equality import SameWeights
 from ..parallel.gradients import make_parallel
 from ..update import schedule_free
 from ..update.closure import ClosureStepper, takes_closure
+from ..update.compiled_step import NOT_CAPTURED, CompiledStepper, missing_torch
 from ..update.fused import refuse_in_parts, use_fused_form
 from ..update.guard import make_guard
 from ..update.nominal_batch import follow_nominal_batch, note_on_nominal_batch
@@ -41,14 +43,14 @@ from ..update.schedule import build_schedule
 from ..update.stepper import Stepper
 from .checks import check_attributes, note_on_evaluations, require_no_init
 from .copies import require_original
-from .defaults import parameter_dtype
+from .defaults import loss_dict, parameter_dtype
 from .devices import named_device
 from .evaluation import Evaluator
 from .half_precision import warn_of_gpu
 from .layers_and_schedulers import check_length
 from .old_names import adopt_old_names
-from .preflight import preflight
-from .prepare import TellCompiling, prepare
+from .preflight import look_apart, preflight
+from .prepare import STEP, TellCompiling, prepare
 from .train_metrics import set_train_metrics
 from .unfrozen import Unfrozen
 from .weights_for_use import attach_sources
@@ -101,7 +103,7 @@ def _build(trainer, callbacks, overrides, log_name, clean_log, arg, use_tb):
     nominal = follow_nominal_batch(trainer)
     check_length(trainer, trainer.updates_per_epoch())
     trainer.lr_schedule = build_schedule(trainer, trainer.updates_per_epoch(), better_when(trainer, trainer.key_metric))
-    trainer.stepper = _stepper(trainer, device, parallel, overrides("count_samples"))
+    trainer.stepper = _stepper(trainer, device, parallel, overrides)
     extra = [*nominal, *preflight(trainer), Unfrozen(trainer), *([TellCompiling()] if trainer.compile else []),
              *([SameWeights()] if parallel else [])]
     hooks = Hooks([*callbacks, *extra])
@@ -160,7 +162,7 @@ def _prepare_models(trainer, device):
         use_fused_form(optimizer)
 
 
-def _stepper(trainer, device, parallel, has_own_count):
+def _stepper(trainer, device, parallel, overrides):
     def before_step():
         for call in trainer.hooks.on_before_step:
             call(trainer)
@@ -169,9 +171,29 @@ def _stepper(trainer, device, parallel, has_own_count):
     kind: Any = Stepper
     if any(map(takes_closure, trainer.optimizer_list)):
         kind = partial(ClosureStepper, lambda batch: trainer.train_step(batch))
-    count = trainer.count_samples if has_own_count else trainer._counter.count  # what the method of ours calls
+    count = trainer.count_samples if overrides("count_samples") else trainer._counter.count  # what the method of ours calls
+    if trainer.compile == STEP:
+        kind = _compiled_stepper(trainer, kind, parallel, overrides)
     return kind(trainer.optimizer_list, device, trainer.accumulate_steps, trainer.amp, trainer.clip_grad,
                 count, before_step, trainer.lr_schedule.after_update, guard, parallel)
+
+
+def _compiled_stepper(trainer, kind, parallel, overrides):
+    """Said here is what stands in the way of a graph for the whole run; the rest shows when the first update is captured."""
+    reason = missing_torch()
+    if kind is not Stepper:
+        reason = "An optimizer takes a closure."
+    elif parallel is not None:
+        reason = "Several processes exchange their gradients."
+    elif overrides("train_step"):
+        reason = "train_step is your own; backward() and update() in it are not captured."
+    if reason:
+        print(f"  {NOT_CAPTURED} {reason}")
+        return kind
+    own_step = inspect.getattr_static(type(trainer), "train_step")
+    return partial(CompiledStepper, lambda batch: loss_dict(trainer.loss_per_batch(batch)), own_step,
+                   lambda: "train_metrics needs what the models predict." if trainer.train_metrics else "",
+                   lambda: trainer.hooks.reader_of_gradients(trainer), lambda batch: look_apart(trainer, batch))
 
 
 def _open_run(trainer, log_name, clean_log, arg, use_tb):

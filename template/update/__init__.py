@@ -3,6 +3,8 @@
 - ``stepper.py``: how are gradients accumulated, scaled, clipped and applied?
 - ``unlabelled.py``: how is an optimizer stepped without torch's label for profilers?
 - ``closure.py``: how is an optimizer stepped that evaluates the loss by itself (LBFGS, SAM)?
+- ``compiled_step.py``: how is an update done in one compiled graph?
+- ``step_rules.py``: what do the optimizers of torch do to a weight, in such a graph?
 - ``guard.py``: how is an update skipped whose loss or gradient is not finite?
 - ``nominal_batch.py``: how many batches does an update take?
 - ``optimizers.py``: how is an optimizer built by its name? ``build_optimizer``.

@@ -33,6 +33,8 @@ class DoneSteps:
     is called all the same and decides on the device; it then holds the scaler's finding.
     """
 
+    only_counts = True  # looks at no gradient, so a compiled update may tell it of its step afterwards
+
     def __init__(self) -> None:
         self._handles: list[Any] = []
         self._watched: list[int] = []

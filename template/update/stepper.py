@@ -163,6 +163,10 @@ class Stepper:
             warn(f"count_samples() gave 0 for {of} of an update, so there is nothing to follow and no weight was "
                           "changed. This is said once.")
 
+    def around(self, train_step):
+        """What the loop calls in the place of ``train_step``."""
+        return train_step
+
     def backward(self, loss, index=None, retain_graph=None):
         """Add the gradients of ``loss``, a 0-dim tensor: the mean over the micro-batch's samples, or their sum where losses
         add up.
@@ -286,14 +290,17 @@ class Stepper:
     def forget_group(self):
         """Drop what an update that was cut short left: gradients, and what loss scaler and guard noted of it. Where it was
         cut within the step of an optimizer, some of its weights have moved."""
-        for optimizer in self.optimizers:
-            _zero_grad(optimizer)
+        self.drop_gradients()
         if self._scaler_stepped:
             self.scaler.update(self.scaler.get_scale())
             self._scaler_stepped.clear()
         if self.guard is not None:
             self.guard.forget_group()
         self.is_between_updates = True
+
+    def drop_gradients(self):
+        for optimizer in self.optimizers:
+            _zero_grad(optimizer)
 
     @property
     def skipped(self):

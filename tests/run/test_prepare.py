@@ -10,7 +10,7 @@ from tiny import Tiny, tiny_data, tiny_model, tiny_trainer, weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from template.run.prepare import COMPILE_MODES, MATMUL_PRECISIONS, check_device, prepare
+from template.run.prepare import COMPILE_MODES, MATMUL_PRECISIONS, STEP, check_device, prepare
 
 CPU = torch.device("cpu")
 
@@ -246,7 +246,7 @@ def test_matmul_precision_is_set_where_it_is_asked_for(precision):
 
 
 @pytest.mark.parametrize("name, value, accepted", [
-    ("compile", "fast", [False, True, *COMPILE_MODES]), ("compile", None, [False, True, *COMPILE_MODES]),
+    ("compile", "fast", [False, True, *COMPILE_MODES, STEP]), ("compile", None, [False, True, *COMPILE_MODES, STEP]),
     ("channels_last", "yes", [False, True]), ("channels_last", torch.channels_last, [False, True]),
     ("matmul_precision", "tf32", [None, *MATMUL_PRECISIONS]), ("matmul_precision", True, [None, *MATMUL_PRECISIONS]),
 ])

@@ -203,7 +203,7 @@ def test_the_data_leaves_the_generator_of_the_device_alone():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", [True, "reduce-overhead"])
+@pytest.mark.parametrize("mode", [True, "reduce-overhead", "step"])
 def test_a_compiled_model_trains_and_is_scored_like_an_eager_one(mode):
     """"reduce-overhead" replays CUDA graphs, which use the memory of their outputs again."""
     x, y = tiny_data(80)
