@@ -63,7 +63,7 @@ class TensorBoard(Callback):
         return self._gradients_of == model.global_step and model.writer is not None
 
     def on_before_step(self, model: TemplateModel) -> None:
-        if self.reads_gradients(model):
+        if self._gradients_of == model.global_step and self.reads_gradients(model):
             for name, parameter in _named_parameters(model):
                 if parameter.grad is not None:
                     _add_histogram(model.writer, f"grads/{name}", parameter.grad, model.global_step)
