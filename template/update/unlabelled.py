@@ -36,5 +36,14 @@ def step(optimizer: Any) -> None:
             hook(optimizer, (optimizer,), {})
 
 
-# torch's wrapper is known by its code. A wrapper of somebody else around it has other code, so it is called as it is.
-_LABEL = torch.optim.Optimizer.profile_hook_step(step).__code__
+def _label_of_torch():
+    """The code of torch's wrapper, by which it is known: a wrapper of somebody else has other code, and is called as it is.
+    Where a torch lacks one of the names that ``step`` looks at, none of which is public, no wrapper is known."""
+    owners = {torch.optim.Optimizer: ("profile_hook_step",), profiler: ("_is_profiler_enabled",),
+              of_all: ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")}
+    if not all(hasattr(owner, name) for owner, names in owners.items() for name in names):
+        return object()
+    return torch.optim.Optimizer.profile_hook_step(step).__code__
+
+
+_LABEL = _label_of_torch()

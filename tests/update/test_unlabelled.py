@@ -6,6 +6,7 @@ import torch
 from tiny import tiny_data, tiny_model, weights
 from torch.optim import optimizer as of_all
 
+from template.update import unlabelled
 from template.update.unlabelled import step
 
 X, Y = tiny_data()
@@ -147,6 +148,15 @@ def test_a_step_of_one_s_own_and_what_others_put_around_one_are_called(monkeypat
     monkeypatch.setattr(Own, "step", around(Own.step))
     trained(lambda parameters: Own(parameters, 0.1), step)
     assert len(calls) == 4
+
+
+def test_a_torch_without_the_names_that_are_looked_at_steps_in_its_own_way(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.delattr(of_all, "_global_optimizer_pre_hooks")
+        unknown = unlabelled._label_of_torch()
+    assert unknown is not unlabelled._LABEL
+    monkeypatch.setattr(unlabelled, "_LABEL", unknown)
+    assert len(labels(monkeypatch)) == 4
 
 
 def test_what_is_no_optimizer_of_torch_is_stepped_as_it_is():
