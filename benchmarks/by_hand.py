@@ -4,8 +4,8 @@
     seconds_per_update = loop.epochs(5)
     loss, accuracy = loop.result()
 
-Contenders derive from ``Contender``. Jobs are learnable noise: a linear teacher names the class of random inputs. Nothing
-here trains on a GPU.
+Contenders derive from ``Contender``. Jobs are learnable noise: a linear teacher names the class of random inputs. Only
+``Slices`` serves a GPU too.
 """
 
 import csv
@@ -101,7 +101,8 @@ class Slices:
         if not self.shuffle:
             yield from zip(self.x.split(self.batch_size), self.y.split(self.batch_size))
             return
-        for part in torch.randperm(len(self.x), generator=self.generator).split(self.batch_size):
+        order = torch.randperm(len(self.x), generator=self.generator).to(self.x.device)
+        for part in order.split(self.batch_size):
             yield self.x.index_select(0, part), self.y.index_select(0, part)
 
 

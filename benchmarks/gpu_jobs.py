@@ -72,12 +72,13 @@ class Transformer(nn.Module):
 
 
 def images(count, generator):
-    x = torch.randn(count, 3, 32, 32, generator=generator)
-    return x, (x.flatten(1) @ torch.randn(3072, 10, generator=generator)).argmax(1)
+    """On the device of the generator."""
+    x = torch.randn(count, 3, 32, 32, generator=generator, device=generator.device)
+    return x, (x.flatten(1) @ torch.randn(3072, 10, generator=generator, device=generator.device)).argmax(1)
 
 
 def sentences(count, generator):
-    x = torch.randint(VOCABULARY, (count, 128), generator=generator)
+    x = torch.randint(VOCABULARY, (count, 128), generator=generator, device=generator.device)
     return x, (7 * x + 3) % VOCABULARY
 
 
@@ -122,9 +123,8 @@ class Job(NamedTuple):
         return torch.optim.SGD(model.parameters(), 2e-4, momentum=0.9)
 
     def data(self):
-        generator = torch.Generator().manual_seed(SEED)
-        x, y = NETWORKS[self.network][2](self.batch_size * self.updates, generator)
-        return x.to(self.device), y.to(self.device)
+        generator = torch.Generator(self.device).manual_seed(SEED)
+        return NETWORKS[self.network][2](self.batch_size * self.updates, generator)
 
 
 # --- contenders -----------------------------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ class DataPath:
 
     def __init__(self, device, batch_size, num_batches):
         self.device, self.epoch = device, 0
-        x, y = (part.to(device) for part in images(batch_size * num_batches, torch.Generator().manual_seed(SEED)))
+        x, y = images(batch_size * num_batches, torch.Generator(device).manual_seed(SEED))
         self.airbench = Airbench(x, y, batch_size)
         loader = TensorLoader(x, y, batch_size=batch_size, shuffle=True, transform=crop_and_flip)
         self.batches = make_batches(loader, SEED, torch.device(device))

@@ -117,8 +117,8 @@ def _compared(setting, clock, job, pair):
         pair("run", name)
     updates = job.updates
     if not setting.is_tiny:
-        one, _ = pair("run", BY_HAND)
-        updates = int(min(200, max(10, clock.left() / (2 * setting.rounds + 2) / one)))
+        one = max(pair("run", name)[0] for name in names)
+        updates = int(min(100, max(10, clock.left() / (2 * setting.rounds + 4) / one)))  # 314 MB of images at most
         pair("resize", updates)
         for name in names:
             pair("run", name)

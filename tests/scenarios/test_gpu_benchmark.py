@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from benchmarks import gpu, gpu_parts
 from benchmarks.budget import Clock, LeftOut, OutOfTime, Part, Report, Row, run_parts
-from benchmarks.gpu_jobs import RESIDUAL, TRANSFORMER, ByHand, Job, resnet
+from benchmarks.gpu_jobs import RESIDUAL, TRANSFORMER, ByHand, Job, Pairs, resnet
 from benchmarks.measuring import Process
 
 
@@ -139,6 +140,21 @@ def test_the_loop_by_hand_is_in_the_memory_format_and_the_precision_that_is_aske
     seconds, loss = by_hand.train()
     assert by_hand.model[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert dtypes == [torch.bfloat16] * 2 and seconds > 0 and 0 < loss < 10
+
+
+def test_both_contenders_train_on_as_many_updates_as_they_are_resized_to_and_waits_are_counted(tmp_path, monkeypatch):
+    modes, job = [], Job(TRANSFORMER, "cpu", is_tiny=True, updates=2)
+    pairs = Pairs(tmp_path)
+    pairs.build(job)
+    pairs.resize(7)
+    for name in ("by hand", "this template"):
+        seconds, loss = pairs.run(name)
+        assert seconds > 0 and 4 < loss < 7  # ln(256) is 5.5
+    assert pairs.contenders["this template"].trainer.global_step == 7
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(pairs.contenders["by hand"], "train", lambda: warnings.warn("a synchronizing call", stacklevel=1))
+    assert pairs.syncs("by hand") == 1 / 7 and modes == ["warn", "default"]
+    pairs.contenders["this template"].trainer.lifetime.close()
 
 
 def test_conditions_name_card_driver_and_versions(monkeypatch):
