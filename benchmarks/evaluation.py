@@ -9,6 +9,7 @@ them: one running tensor for all ten, and one wait for the device at the end. ``
 docs show it; a second row has its accumulators made once. All read the same batches, and every one of the ten values must
 agree, else there are no figures.
 
+Times are those that the thread is on a CPU, so other programs count less; nothing here waits for a disk or another process.
 ``test()`` is what is timed: what an ``eval()`` does besides, such as writing a checkpoint, is in ``loop.py``.
 """
 
@@ -98,10 +99,10 @@ class Contender:
     """Subclasses define ``evaluate``, which gives ``{name: value}``, the loss among them."""
 
     def run(self):
-        """Seconds per batch, and the values."""
-        started = time.perf_counter()
+        """Seconds per batch that this thread was on a CPU, and the values."""
+        started = time.thread_time()
         values = self.evaluate()
-        return (time.perf_counter() - started) / self.batches, values
+        return (time.thread_time() - started) / self.batches, values
 
 
 class ByHand(Contender):
