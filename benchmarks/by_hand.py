@@ -25,6 +25,7 @@ CLASSES = 10
 EVAL_SAMPLES = 1024
 EVAL_BATCH = 256
 LOG_EVERY = 5  # updates: the template's default
+LINE_EVERY = 50
 
 
 # --- jobs -----------------------------------------------------------------------------------------------------------
@@ -278,6 +279,43 @@ class Equipped(Plain):
             file.flush()
             os.fsync(file.fileno())
         os.replace(f"{path}.tmp", path)
+
+    def finish(self):
+        self.writer.flush()
+
+
+class Lines(Plain):
+    """The plain loop with what many scripts have: TensorBoard and a printed line every ``LINE_EVERY`` updates, and a
+    checkpoint after each epoch."""
+
+    def __init__(self, job, form, folder):
+        from torch.utils.tensorboard import SummaryWriter
+
+        super().__init__(job, form, folder)
+        self.folder, self.writer = folder, SummaryWriter(folder / "runs")
+        self.update, self.window = 0, torch.zeros(())
+
+    def train(self):
+        self.model.train()
+        for x, y in self.train_loader:
+            loss = self.criterion(self.model(x), y)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.window += loss.detach()
+            self.update += 1
+            if self.update % LINE_EVERY == 0:
+                mean = self.window.item() / LINE_EVERY
+                self.window.zero_()
+                self.writer.add_scalar("loss", mean, self.update)
+                print(f"update {self.update}: loss {mean:.4f}")
+
+    def evaluate(self):
+        super().evaluate()
+        print("loss {:.4f}, accuracy {:.4f}".format(*self.scores))
+        torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "update": self.update},
+                   self.folder / "last.pth.tmp")
+        os.replace(self.folder / "last.pth.tmp", self.folder / "last.pth")
 
     def finish(self):
         self.writer.flush()

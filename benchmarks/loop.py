@@ -6,7 +6,9 @@
 Three hand-written loops: one that only trains and evaluates ("plain"), one with progress bar, TensorBoard, finite losses,
 history and checkpoints ("equipped"), and for data in memory both over slices of whole tensors instead of a DataLoader. The
 template runs with its defaults, which are what the equipped loop has; its history.png, drawn every half minute, comes on
-top where matplotlib is there. Final loss and accuracy show that all did equal work; without it there are no figures.
+top where matplotlib is there. In the table "lines" the equipped loop is what many scripts are: it has TensorBoard and a line
+every 50 updates, and checkpoints. There the template, which has all of the above, logs every 50 updates too. Final loss and
+accuracy show that all did equal work; without it there are no figures.
 
 How times and ratios come about stands in ``measuring.py``. Peers run as their users run them, each epoch evaluated, in so
 far as they can be imported. Nothing here says how long a large network takes: there, all are equal.
@@ -25,7 +27,20 @@ from template import TensorLoader
 from template.template import TemplateModel
 
 from . import peers
-from .by_hand import CNN, EVAL_BATCH, MLP, SEED, Contender, Equipped, Plain, load
+from .by_hand import (
+    CNN,
+    EVAL_BATCH,
+    LINE_EVERY,
+    LOG_EVERY,
+    MLP,
+    SEED,
+    Contender,
+    Equipped,
+    Lines,
+    Plain,
+    Slices,
+    load,
+)
 from .measuring import Process, in_rounds, ratio, require_equal_work, steady_conditions
 
 EPOCHS = 2  # of each contender in a round
@@ -33,7 +48,7 @@ STARTS = 3  # of each contender's process
 
 
 class Trainer(TemplateModel):
-    def __init__(self, job, form):
+    def __init__(self, job, form, log_every):
         super().__init__()
         train, held_out = job.data()
         self.model_list = [job.model()]
@@ -42,17 +57,22 @@ class Trainer(TemplateModel):
         if form == "slices":
             self.train_loader = TensorLoader(*train, batch_size=job.batch_size, shuffle=True)
             self.eval_loader = TensorLoader(*held_out, batch_size=EVAL_BATCH)
+        elif form == "iterable":  # a class with __iter__, of which nothing else is known
+            self.train_loader = Slices(*train, job.batch_size, shuffle=True)
+            self.eval_loader = Slices(*held_out, EVAL_BATCH)
         else:
             self.train_loader = load(form, *train, job.batch_size, shuffle=True)
             self.eval_loader = load(form, *held_out, EVAL_BATCH)
-        self.device, self.seed, self.ckpt_dir = "cpu", SEED, "check_point/benchmark"
+        self.device, self.seed, self.ckpt_dir, self.log_per_step = "cpu", SEED, "check_point/benchmark", log_every
 
 
 class Template(Contender):
+    log_every = LOG_EVERY
+
     def __init__(self, job, form, folder):
         os.chdir(folder)
         self.updates = job.updates
-        self.trainer = Trainer(job, form)
+        self.trainer = Trainer(job, form, self.log_every)
         self.trainer.check_init()
 
     def train(self):
@@ -66,6 +86,10 @@ class Template(Contender):
 
     def result(self):
         return self.trainer.eval_result["tol_loss"], self.trainer.eval_result["acc"]
+
+
+class TemplateWithLines(Template):
+    log_every = LINE_EVERY
 
 
 PLAIN, EQUIPPED, TEMPLATE = "by hand, plain", "by hand, equipped", "this template"
@@ -83,6 +107,10 @@ TABLES = {  # title, job, {name: (class, form of the data)}, what of MEASURED
     "slices": ("Tiny MLP 64-64-10, batch 32, tensors in memory; by hand the best slicing loop", MLP, {
         PLAIN: (Plain, "slices"), EQUIPPED: (Equipped, "slices"), f"{TEMPLATE}, TensorLoader": (Template, "slices"),
         f"{TEMPLATE}, DataLoader(TensorDataset)": (Template, "tensors"),
+    }, MEASURED),
+    "lines": (f"Tiny MLP 64-64-10, batch 32, tensors in memory; a log point every {LINE_EVERY} updates", MLP, {
+        PLAIN: (Plain, "slices"), EQUIPPED: (Lines, "slices"), f"{TEMPLATE}, TensorLoader": (TemplateWithLines, "slices"),
+        f"{TEMPLATE}, a class with __iter__": (TemplateWithLines, "iterable"),
     }, MEASURED),
     "cnn": ("Small CNN on 8x8 images, batch 64, DataLoader(TensorDataset)", CNN, contenders_on("tensors"), MEASURED),
     "peers": ("Other trainers: tiny MLP 64-64-10, batch 32, DataLoader(TensorDataset)", MLP,

@@ -27,7 +27,7 @@ IMPORTS = ["import torch", "from template.template import TemplateModel", "both"
            "this template: from then to its end", "this template: both",
            *[what for what, _, _ in imports.WAY], "in all"]
 LOOPS = ["by hand, plain", "by hand, equipped", "this template"]
-LOOPS_ON_SLICES = [*LOOPS[:2], "this template, TensorLoader", "this template, DataLoader(TensorDataset)"]
+LOOPS_WITH_LINES = [*LOOPS[:2], "this template, TensorLoader", "this template, a class with __iter__"]
 GROWTH = {
     "tensors of 64 parameters": ["4", "40", "400"],
     "entries of the dict of losses": ["1", "4", "16"], "callbacks that do nothing": ["0", "3", "10"],
@@ -85,10 +85,10 @@ def test_the_benchmark_of_checkpoints_tells_every_row(own_folder):
 
 
 def test_the_benchmark_of_the_loop_tells_every_contender_and_that_all_did_equal_work(own_folder):
-    tables = ("samples", "slices")  # which are all classes and forms of data
+    tables = ("samples", "lines")  # which are all classes; the form of data that is left out is that of the peers
     printed = printed_by("benchmarks.loop", "--updates", 4, "--epochs", 1, "--only", *tables, folder=own_folder)
     rows = loop_rows(printed)
-    assert [name for name, *_ in rows] == [*LOOPS * 2, *LOOPS_ON_SLICES * 2]
+    assert [name for name, *_ in rows] == [*LOOPS * 2, *LOOPS_WITH_LINES * 2]
     for name, time, ratios, loss, _ in rows:
         assert float(time) > 0 and 1.5 < float(loss) < 3
         assert require_ratios(ratios) == (0 if name == LOOPS[0] else 1 if name == LOOPS[1] else 2), name

@@ -48,7 +48,7 @@ class Counts(Callback):
 def test_an_update_calls_no_more_functions_of_the_folder_than_it_did(make, most):
     counts = Counts()
     trainer = Tiny(train_loader=make(), eval_loader=None, callbacks=[counts], log_per_step=5)
-    trainer.check_init()
+    trainer.check_init(use_tb=False)
     trainer.train_loop()  # what happens once is over
     counts.updates.clear()
     gc.collect()
@@ -67,7 +67,7 @@ def test_an_update_calls_no_more_functions_of_the_folder_than_it_did(make, most)
 
 def test_a_list_of_batches_is_read_without_a_look_at_the_generators(monkeypatch):
     trainer = Tiny(train_loader=list(Batches()), eval_loader=None)
-    trainer.check_init()
+    trainer.check_init(use_tb=False)
 
     def refused(*args):
         raise AssertionError("Nothing of a list can draw random numbers.")
