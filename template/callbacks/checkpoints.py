@@ -51,6 +51,7 @@ class Checkpoints(Callback):
         self._kept: list[dict[str, Any]] = []  # {"file", "value", "update"}, the best first
         self._name = ""                        # of the metric in the results
         self._given_up: list[str] = []         # files that are deleted behind the next one that was written
+        self._on_its_way: set[str] = set()     # files that are not on the disk yet
         self._folder = Path()
 
     @property
@@ -102,9 +103,13 @@ class Checkpoints(Callback):
 
     def _write(self, model, file):
         folder, kept = self._folder, {entry["file"] for entry in self._kept}
-        given_up = self._given_up = [name for name in self._given_up if name not in kept and (folder / name).exists()]
+        given_up = [name for name in self._given_up
+                    if name not in kept and (name in self._on_its_way or (folder / name).exists())]
+        self._given_up = list(given_up)  # which grows, while this one waits for the disk
+        self._on_its_way.add(file)
 
         def remove():
+            self._on_its_way.discard(file)
             for name in given_up:
                 (folder / name).unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,31 @@ def test_evaluations_in_the_middle_of_an_epoch_have_files_of_their_own_and_a_sec
     trainer_.fit(1)
     assert {path.name.split("_")[-1] for path in best.files} == {"update3.pth", "update6.pth"} and len(best.files) == 2
     assert all(path.is_file() for path in best.files)
+
+
+def test_on_a_slow_disk_a_file_is_deleted_only_when_the_one_in_its_place_is_there_and_none_is_left_over(monkeypatch):
+    go, verify, seen = threading.Event(), files._verify, []
+
+    def slow(temporary):
+        assert go.wait(30)
+        if temporary.name.startswith(".top"):
+            seen.append((re.search(r"epoch(\d)", temporary.name)[1], epochs_in("run")))
+        verify(temporary)
+
+    class Releases(Callback):
+        def on_train_start(self, model):
+            if model.epoch == 4:  # the files of three epochs wait
+                go.set()
+
+    monkeypatch.setattr(files, "_verify", slow)
+    best = Checkpoints("score", top_k=1)
+    trainer = Scripted([0.1, 0.2, 0.3, 0.4], callbacks=[best, Releases()], ckpt_dir="run")
+    trainer.check_init(use_tb=False)
+    for _ in trainer.epochs(4):
+        trainer.train_loop()
+        trainer.eval(save_per_epochs=0)
+    assert seen == [("1", set()), ("2", {1}), ("3", {2}), ("4", {3})]
+    assert epochs_in("run") == {4} == set(epochs_of(best.files))
 
 
 def test_an_average_is_what_the_files_hold():
