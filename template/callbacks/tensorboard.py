@@ -54,7 +54,8 @@ class TensorBoard(Callback):
         return self._parts[part]
 
     def on_train_start(self, model: TemplateModel) -> None:
-        self._gradients_of = model.global_step if model.write_params else None  # once an epoch: its first update
+        is_first = model.write_params and not model.batches_done  # once an epoch, also where a run goes on within it
+        self._gradients_of = model.global_step if is_first else None
         if model.writer is not None:
             self._part(model)
             self._speed_since = model.stepper.speed.mark()

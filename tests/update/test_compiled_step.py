@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from template.callbacks.ema import EMA
+from template.callbacks.tensorboard import TensorBoard
 from template.hooks import Callback
 from template.update.step_rules import NotCaptured, Plan, apply
 
@@ -205,6 +206,17 @@ def test_updates_with_and_without_a_graph_take_turns(without_kernels, capsys):
     assert told(capsys) == ["The optimizers step outside of the graph. on_before_step of Looks is given the gradients."]
     assert captured(compiled)[0] == 2 and captured(compiled)[1] >= 2
     assert_same(compiled, eager)
+
+
+def test_histograms_of_gradients_belong_to_the_same_update_in_a_run_that_goes_on_in_the_middle_of_an_epoch():
+    """Else that update would have no graph in the one run, and one in the other: not the same bits."""
+    trainer, board = tiny_trainer(use_tb=True), TensorBoard()
+    trainer.write_params = True
+    board.on_train_start(trainer)
+    assert board.reads_gradients(trainer)
+    trainer.batches_done, trainer.global_step = 2, 2
+    board.on_train_start(trainer)
+    assert not board.reads_gradients(trainer)
 
 
 # --- and what is none -------------------------------------------------------------------------------------------------
