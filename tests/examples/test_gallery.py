@@ -5,6 +5,7 @@ import re
 import runpy
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pydoc_data.topics import topics
@@ -23,9 +24,21 @@ SMALL = {
     "basics/gan": ({"epochs": 20, "judge_epochs": 4, "width": 64}, 2.2),
     "basics/regression": ({"epochs": 25}, 0.4),
     "basics/unet": ({"epochs": 6, "count": 200, "size": 32}, 0.38),
+    "features/basic": ({"epochs": 3}, 0.8),
+    "features/checkpoints": ({"epochs": 4}, 0.8),
+    "features/hyper_parameters": ({"epochs": 2}, 0.7),
+    "features/interpretation": ({"epochs": 5}, 0.8),
+    "features/learning_rate": ({"epochs": 3}, 0.8),
+    "features/metrics": ({"epochs": 3}, 0.8),
+    "features/parameters": ({"epochs": 4}, 0.8),
+    "features/schedules": ({"epochs": 3}, 0.7),
+    "features/several_loaders": ({"epochs": 6}, 0.5),
+    "features/several_optimizers": ({"epochs": 3}, 0.8),
+    "features/write_logs": ({"epochs": 3}, 0.8),
     "graphs/multimodal_graph": ({"epochs": 3, "count": 80}, 0.5),
 }
-LONGER = {"basics/gan", "basics/unet"}  # than a second or two
+LONGER = {"basics/gan", "basics/unet", "features/hyper_parameters", "features/interpretation", "features/metrics",
+          "features/schedules"}  # than a second or two
 ELSEWHERE = {
     "basics/fine_tuning": "test_fine_tuning_does_better_than_training_from_scratch_and_than_guessing, below",
     "classification/train_cls": "tests/scenarios/test_classification.py",
@@ -68,6 +81,7 @@ def test_every_script_is_tested_here_or_elsewhere():
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_it_is_short_and_says_how_to_run_it(name):
     text = SCRIPTS[name].read_text(encoding="utf-8")
+    assert SCRIPTS[name].stem not in sys.stdlib_module_names, "in its folder, Python would import it in place of its own"
     assert len(text.splitlines()) <= 135 and f"python examples/{name}.py" in text.split('"""')[1]
     if name.split("/")[0] not in ("classification", "image_generation", "styles"):
         assert text.count("\n# %% ") >= 3 and "\n    run_main(main" in text and "resume: str | None = None" in text
