@@ -36,7 +36,7 @@ _HOMES = {
     "seed_everything": ".data.seeding",
     "option": ".run.options",
     "parse_options": ".run.options",
-    "run_main": ".run.options",
+    "run_main": ".run.main_function",
     "Checkpoints": ".callbacks.checkpoints",
     "EarlyStopping": ".callbacks.early_stopping",
     "EMA": ".callbacks.ema",
@@ -102,9 +102,9 @@ if TYPE_CHECKING:  # for editors and type checkers, which take a module with __g
     from .metrics.regression import Regression as Regression
     from .metrics.top_k import TopK as TopK
     from .output.logger import Logger as Logger
+    from .run.main_function import run_main as run_main
     from .run.options import option as option
     from .run.options import parse_options as parse_options
-    from .run.options import run_main as run_main
     from .template import TemplateModel as TemplateModel
     from .trackers.base import Tracker as Tracker
     from .trackers.csv import Csv as Csv  # type: ignore[import-not-found,unused-ignore]

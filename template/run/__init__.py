@@ -33,7 +33,8 @@
 - ``as_found.py``: how is a trainer looked at by training it, and left as it was?
 - ``bare_loop.py``: how long does a loop without the template take, and where does the time of an update go?
 - ``copies.py``: what does a copy of a trainer hold?
-- ``options.py``: how does a dataclass, or a function, become command-line options?
+- ``options.py``: how does a dataclass become command-line options?
+- ``main_function.py``: how do the parameters of a function become command-line options?
 - ``configuration/``: which settings are there, and how do they come from a file and a command line?
 - ``export/``: how does a trained model become a graph, an ONNX file, 8-bit numbers?
 - ``front/``: what stands behind ``KerasModel``?

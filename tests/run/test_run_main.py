@@ -6,7 +6,7 @@ import types
 import pytest
 from tiny import ROOT, run_python
 
-from template.run.options import run_main
+from template.run.main_function import run_main
 
 
 def main(epochs=20, lr=1e-3, name="run", augment=False, csv: str | None = None, limit: int | None = None, resume=None):
@@ -58,7 +58,7 @@ def test_help_shows_the_docstring_the_defaults_and_what_a_preset_sets(capsys):
         run_main(main, ["--help"], full={"epochs": 200, "lr": 0.1})
     said = " ".join(capsys.readouterr().out.split())
     for text in ("Train something, which takes 5 % of an hour.", "--epochs INT (default: 20)",
-                 "--full the same as --epochs 200 --lr 0.1"):
+                 "--full is the same as --epochs 200 --lr 0.1."):
         assert text in said
 
 
