@@ -319,10 +319,11 @@ def _compare(record, expected, command, folder, environment, scratch, tell):
             other = _follow(record, expected, process, scratch, found, tell)
         finally:
             _stop(process)
+    is_explained = bool(found.notes)
     if found.first_difference is not None and other is not None:
         found.differences = _differences(record.starts[0], other.starts[0])
         found.notes += _losses(record, other, found.first_difference)
-    if not found.is_equal and not found.notes:
+    if not found.is_equal and not is_explained:
         found.notes += _hints(record, process.returncode, found, scratch / "output.txt")
     return found
 
