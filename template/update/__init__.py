@@ -12,6 +12,7 @@
 - ``fused.py``: which optimizers have a fused form, and how is one switched over to it?
 - ``lr_scheduler.py``: which learning rates are there? ``WarmUpLR`` and the named schedules.
 - ``schedule.py``: when does the learning rate change?
+- ``rates_by_hand.py``: what does a rate that you set by hand do to a schedule?
 - ``too_short.py``: which warm-up or schedule is longer than the run?
 - ``new_groups.py``: which rates does a parameter group get that joins an optimizer during the run?
 - ``user_schedulers.py``: what is known of schedulers that you built, and who steps them?

@@ -30,6 +30,7 @@ from .lr_scheduler import (
 )
 from .new_groups import take_in
 from .nominal_batch import Accumulation, follow_warm_up, warm_up_updates
+from .rates_by_hand import peaks_ahead, scale_rates
 from .too_short import too_short
 from .user_schedulers import Watched, counts_updates, length_of
 
@@ -421,20 +422,30 @@ class Schedule:
     def rescale(self, index, ratios):
         """Optimizer ``index`` had each group's rate multiplied by ``ratios``: later rates keep that ratio.
 
-        During a warm-up the new rates become its goal: in proportion to 1e-6 they would end thousands of times too high.
+        While a warm-up or a one-cycle rises, the new rates become its goal: in proportion to 1e-6, or to a 25th, they would
+        end many times too high.
         """
         warm_up: Any = self.warm_ups[index] if index < len(self.warm_ups) else None
+        scheduler: Any = self.schedulers[index] if index < len(self.schedulers) else None
         warming_up = warm_up is not None and not warm_up.finished
         if warming_up:
-            groups = warm_up.optimizer.param_groups
-            ratios = [float(group["lr"]) / float(base) for group, base in zip(groups, warm_up.base_lrs)]
-        for schedulers in (self.schedulers, self.warm_ups):
-            if index < len(schedulers) and hasattr(schedulers[index], "base_lrs"):
-                scheduler = schedulers[index]
-                scheduler.base_lrs = [base * ratio for base, ratio in zip(scheduler.base_lrs, ratios)]
+            ratios = _ratios(warm_up.optimizer, warm_up.base_lrs)
+        elif goals := peaks_ahead(scheduler):
+            groups = scheduler.optimizer.param_groups
+            before = [float(group["lr"]) / ratio for group, ratio in zip(groups, ratios)]
+            ratios = _ratios(scheduler.optimizer, goals)
+            for group, rate, ratio in zip(groups, before, ratios):
+                set_rate(group, rate * ratio)
+        for one in (scheduler, warm_up):
+            if one is not None:
+                scale_rates(one, ratios)
         if warming_up:
             for group, rate in zip(warm_up.optimizer.param_groups, warm_up.get_lr()):
                 set_rate(group, rate)
+
+
+def _ratios(optimizer, goals):
+    return [float(group["lr"]) / float(goal) for group, goal in zip(optimizer.param_groups, goals)]
 
 
 class Left:
