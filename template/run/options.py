@@ -55,7 +55,7 @@ def parse_options(options_class: type[OptionsT], argv: Sequence[str] | None = No
         kind = _plain_type(hints[field.name])
         told = "" if field.default is dataclasses.MISSING else f"(default: {field.default})"
         help_text = f"{field.metadata.get('help', '')} {told}".strip().replace("%", "%%")  # argparse formats it
-        described = {"help": help_text, "dest": field.name}
+        described: dict[str, typing.Any] = {"help": help_text, "dest": field.name}
         if field.default is dataclasses.MISSING:
             described["required"] = True
         else:

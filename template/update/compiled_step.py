@@ -30,6 +30,7 @@ from .stepper import Stepper
 NUM_SHAPES = 8  # batches of more shapes than this are not worth a graph each
 NUM_AGAIN = 4   # so often may a graph be compiled for batches of one shape
 NOT_CAPTURED = 'compile = "step": The update is not captured; the models alone are compiled, as with compile = True.'
+_BACKEND = "inductor"
 STEP_APART = 'compile = "step": The optimizers step outside of the graph.'
 
 
@@ -190,8 +191,8 @@ class Graph:
 
     def _capture(self, args):
         if self._call is None:
-            self._call = torch.compile(self._function, fullgraph=True, dynamic=False, recompile_limit=1000,
-                                       isolate_recompiles=True)
+            self._call = torch.compile(self._function, backend=_without_checkpoints, fullgraph=True, dynamic=False,
+                                       recompile_limit=1000, isolate_recompiles=True)
         self._count(args)
         settings = torch._dynamo.config.patch(trace_autograd_ops=True, skip_nnmodule_hook_guards=False)
         try:
@@ -199,7 +200,8 @@ class Graph:
                 warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)
                 return self._call(*args)
         except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
-            self.failure = _in_words(error)
+            own = getattr(error, "inner_exception", None)
+            self.failure = str(own) if isinstance(own, NotCaptured) else _in_words(error)
             raise NotCaptured(self.failure) from error
 
     def _count(self, args):
@@ -214,6 +216,14 @@ class Graph:
         if self.futile:
             self.failure = self.futile
             raise NotCaptured(self.failure)
+
+
+def _without_checkpoints(graph, inputs):
+    """torch's compiler. Nobody has shown that a layer which is computed again in the backward pass of the same graph then drops
+    the units that it dropped before."""
+    if any(node.target is torch.ops.higher_order.tag_activation_checkpoint for node in graph.graph.nodes):
+        raise NotCaptured("Activation checkpointing (torch.utils.checkpoint) computes layers again in the backward pass.")
+    return torch._dynamo.lookup_backend(_BACKEND)(graph, inputs)
 
 
 def missing_torch() -> str:

@@ -7,11 +7,13 @@ import pytest
 import torch
 from tiny import Rates, Tiny, tiny_data, tiny_model, tiny_trainer, weights, whole_and_continued
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from template.callbacks.ema import EMA
 from template.callbacks.tensorboard import TensorBoard
 from template.hooks import Callback
+from template.update import compiled_step
 from template.update.step_rules import NotCaptured, Plan, apply
 
 
@@ -27,7 +29,9 @@ def no_graphs():
 def without_kernels(monkeypatch):
     """Graphs are captured, and run by torch as they are: no compiler takes its seconds."""
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, mode=None, **options: real(function, backend="eager", **options))
+    monkeypatch.setattr(compiled_step, "_BACKEND", "eager")
+    monkeypatch.setattr(torch, "compile", lambda function, mode=None, backend="eager", **options: real(
+        function, backend=backend, **options))
 
 
 class Net(nn.Module):
@@ -245,6 +249,11 @@ class Unused(Net):
         self.unused = nn.Linear(2, 2).double()
 
 
+class Checkpointed(Tiny):
+    def inference(self, x):
+        return checkpoint(self.model_list[0], x, use_reentrant=False)
+
+
 WHOLE = "The update is not captured; the models alone are compiled, as with compile = True."
 APART = "The optimizers step outside of the graph."
 
@@ -253,6 +262,7 @@ APART = "The optimizers step outside of the graph."
     (dict(kind=Prints), rf"{WHOLE} .*builtin operator `print`.*\(File .*test_compiled_step.py.*, in loss_per_batch\)"),
     (dict(kind=Counts), rf"{WHOLE} It was compiled 4 times for batches of one shape.*self.global_step.*"),
     (dict(kind=Own), rf"{WHOLE} train_step is your own.*"),
+    (dict(kind=Checkpointed), rf"{WHOLE} Activation checkpointing .*"),
     (dict(amp="fp16"), rf"{WHOLE} amp = 'fp16' scales the loss.*"),
     (dict(train_metrics=True), rf"{WHOLE} train_metrics needs.*"),
     (dict(make=lambda model: [torch.optim.LBFGS(model.parameters(), max_iter=2)]), rf"{WHOLE} An optimizer takes a .*"),
