@@ -36,9 +36,13 @@ SMALL = {
     "features/several_optimizers": ({"epochs": 3}, 0.8),
     "features/write_logs": ({"epochs": 3}, 0.8),
     "graphs/multimodal_graph": ({"epochs": 3, "count": 80}, 0.5),
+    "vision/resnet": ({"epochs": 3, "width": 8}, 0.4),
 }
-LONGER = {"basics/gan", "basics/unet", "features/hyper_parameters", "features/interpretation", "features/metrics",
-          "features/schedules"}  # than a second or two
+LONGER = {  # than a second or two
+    "basics/gan", "basics/unet",
+    "features/hyper_parameters", "features/interpretation", "features/metrics", "features/schedules",
+    "vision/resnet",
+}
 ELSEWHERE = {
     "basics/fine_tuning": "test_fine_tuning_does_better_than_training_from_scratch_and_than_guessing, below",
     "classification/train_cls": "tests/scenarios/test_classification.py",
