@@ -219,8 +219,8 @@ class Graph:
 
 
 def _without_checkpoints(graph, inputs):
-    """torch's compiler. Nobody has shown that a layer which is computed again in the backward pass of the same graph drops the
-    units then that it dropped before."""
+    """torch's compiler. Layers that the backward pass computes again are refused: nobody has shown that the graph drops the
+    same units both times."""
     if any(node.target is torch.ops.higher_order.tag_activation_checkpoint for node in graph.graph.nodes):
         raise NotCaptured("Activation checkpointing (torch.utils.checkpoint) computes layers again in the backward pass.")
     return torch._dynamo.lookup_backend(_BACKEND)(graph, inputs)
