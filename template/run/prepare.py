@@ -86,7 +86,7 @@ class TellCompiling(Callback):
         if self._started is not None:
             self._graphs, before = _count_graphs(), self._graphs
             print(f"torch.compile: the first update took {time.perf_counter() - self._started:.1f} s, with "
-                  f"{self._graphs - before} graphs compiled.")
+                  f"{self._graphs - before} graph{'s' * (self._graphs - before != 1)} compiled.")
             self._started = None
 
     def on_train_end(self, model, result):

@@ -152,7 +152,7 @@ def test_the_first_update_tells_that_it_compiles_and_each_epoch_what_was_compile
     trainer = tiny_trainer(ckpt_dir="run", compile=True, preflight=False, **full_batches())
     trainer.train_loop()
     assert told(capsys) == ["torch.compile: the first update compiles, which takes a while.",
-                            "torch.compile: the first update took S, with 1 graphs compiled."]
+                            "torch.compile: the first update took S, with 1 graph compiled."]
     trainer.eval()
     (line,) = told(capsys)
     assert line.startswith("torch.compile: 1 more graph compiled in epoch 1. Evaluation and a short last batch need one")
