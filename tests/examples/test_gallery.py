@@ -31,6 +31,7 @@ SMALL = {
     "features/interpretation": ({"epochs": 5}, 0.8),
     "features/learning_rate": ({"epochs": 3}, 0.8),
     "features/metrics": ({"epochs": 3}, 0.8),
+    "features/own_accumulator": ({"epochs": 3}, 0.8),
     "features/own_callback": ({"epochs": 3}, 0.8),
     "features/own_steps": ({"epochs": 3}, 0.7),
     "features/parameters": ({"epochs": 4}, 0.8),
