@@ -38,6 +38,7 @@ SMALL = {
     "features/schedules": ({"epochs": 3}, 0.7),
     "features/several_loaders": ({"epochs": 6}, 0.5),
     "features/several_optimizers": ({"epochs": 3}, 0.8),
+    "features/several_processes": ({"epochs": 2, "processes": 1}, 0.8),
     "features/weights_and_gradients": ({"epochs": 3}, 0.8),
     "features/write_logs": ({"epochs": 3}, 0.8),
     "graphs/multimodal_graph": ({"epochs": 3, "count": 80}, 0.5),
