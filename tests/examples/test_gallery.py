@@ -24,6 +24,7 @@ SMALL = {
     "basics/gan": ({"epochs": 20, "judge_epochs": 4, "width": 64}, 2.2),
     "basics/regression": ({"epochs": 25}, 0.4),
     "basics/unet": ({"epochs": 6, "count": 200, "size": 32}, 0.38),
+    "features/accumulation": ({"epochs": 2}, 0.7),
     "features/accumulators": ({"epochs": 2}, 0.7),
     "features/basic": ({"epochs": 3}, 0.8),
     "features/checkpoints": ({"epochs": 4}, 0.8),
