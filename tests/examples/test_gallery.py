@@ -28,6 +28,7 @@ SMALL = {
     "features/accumulators": ({"epochs": 2}, 0.7),
     "features/basic": ({"epochs": 3}, 0.8),
     "features/checkpoints": ({"epochs": 4}, 0.8),
+    "features/dicts": ({"epochs": 2}, 0.7),
     "features/hyper_parameters": ({"epochs": 2}, 0.7),
     "features/interpretation": ({"epochs": 5}, 0.8),
     "features/learning_rate": ({"epochs": 3}, 0.8),
