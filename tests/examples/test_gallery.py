@@ -44,12 +44,13 @@ SMALL = {
     "features/weights_and_gradients": ({"epochs": 3}, 0.8),
     "features/write_logs": ({"epochs": 3}, 0.8),
     "graphs/multimodal_graph": ({"epochs": 3, "count": 80}, 0.5),
+    "vision/crnn_ctc": ({"characters": "012", "count": 400, "height": 16, "epochs": 10, "width": 8}, 0.5),
     "vision/resnet": ({"epochs": 3, "width": 8}, 0.4),
 }
 LONGER = {  # than a second or two
     "basics/gan", "basics/unet",
     "features/hyper_parameters", "features/interpretation", "features/metrics", "features/schedules",
-    "vision/resnet",
+    "vision/crnn_ctc", "vision/resnet",
 }
 ELSEWHERE = {
     "basics/fine_tuning": "test_fine_tuning_does_better_than_training_from_scratch_and_than_guessing, below",
