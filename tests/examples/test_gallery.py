@@ -44,13 +44,15 @@ SMALL = {
     "features/weights_and_gradients": ({"epochs": 3}, 0.8),
     "features/write_logs": ({"epochs": 3}, 0.8),
     "graphs/multimodal_graph": ({"epochs": 3, "count": 80}, 0.5),
+    "vision/contrastive": ({"epochs": 10, "width": 12}, 0.845),
     "vision/crnn_ctc": ({"characters": "012", "count": 400, "height": 16, "epochs": 10, "width": 8}, 0.5),
+    "vision/diffusion": ({"epochs": 4, "width": 64, "eval_every": 4, "judge_epochs": 2}, 1.8),
     "vision/resnet": ({"epochs": 3, "width": 8}, 0.4),
 }
 LONGER = {  # than a second or two
     "basics/gan", "basics/unet",
     "features/hyper_parameters", "features/interpretation", "features/metrics", "features/schedules",
-    "vision/crnn_ctc", "vision/resnet",
+    "vision/contrastive", "vision/crnn_ctc", "vision/diffusion", "vision/resnet",
 }
 ELSEWHERE = {
     "basics/fine_tuning": "test_fine_tuning_does_better_than_training_from_scratch_and_than_guessing, below",
