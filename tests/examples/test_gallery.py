@@ -20,7 +20,7 @@ from examples import __main__ as runner
 
 # (keyword arguments of main(), a floor for them): one to three seconds each. What is left out has tests of its own.
 SMALL = {
-    "basics/char_language_model": ({"updates": 80, "width": 64}, 18.0),
+    "basics/char_language_model": ({"updates": 50, "width": 64}, 20.0),
     "basics/gan": ({"epochs": 20, "judge_epochs": 4, "width": 64}, 2.2),
     "basics/regression": ({"epochs": 25}, 0.4),
     "basics/unet": ({"epochs": 6, "count": 200, "size": 32}, 0.38),
