@@ -29,18 +29,20 @@ class Forgotten(Callback):
     """How often a held-out sample was right in one evaluation, and wrong in the next one."""
 
     def __init__(self):
-        self.times, self.before, self.now = 0, None, []
+        self.times, self.before, self.now = 0, {}, {}
 
     def on_eval_start(self, model):
-        self.now = []
+        self.now = {}
 
-    def on_eval_predictions(self, model, batch, predictions, labels, losses):
-        self.now.append(predictions.argmax(1) == labels)        # of the forward that was done already
+    def on_eval_predictions(self, model, batch, predictions, labels, losses):      # of the forward that was done already
+        right = predictions.argmax(1) == labels
+        self.now |= zip(model.evaluator.sample_indices, right.tolist())
 
     def on_epoch_end(self, model, results):
-        right = torch.cat(self.now).cpu()
-        if self.before is not None:
-            self.times += int((self.before & ~right).sum())
+        right = {}
+        for part in model.world.gather(self.now):               # each process evaluated its share
+            right |= part
+        self.times += sum(was and not right[sample] for sample, was in self.before.items())
         self.before = right
         if model.writer is not None:
             model.writer.add_scalar("mine/forgotten", self.times, model.global_step)
