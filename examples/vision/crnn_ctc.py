@@ -109,7 +109,7 @@ def read(trainer):
     texts = decoded(trainer.inference(images), trainer.characters)
     figure = Figure((8, 2), layout="constrained")
     for number, (image, text) in enumerate(zip(images.cpu(), texts), 1):
-        figure.add_subplot(2, 4, number, title=text, xticks=[], yticks=[]).imshow(image[0], cmap="gray")
+        figure.add_subplot(2, 4, number, title=text, xticks=[], yticks=[]).imshow(image[0].numpy(), cmap="gray")
     return figure
 
 

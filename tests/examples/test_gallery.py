@@ -48,11 +48,12 @@ SMALL = {
     "vision/crnn_ctc": ({"characters": "012", "count": 400, "height": 16, "epochs": 10, "width": 8}, 0.5),
     "vision/diffusion": ({"epochs": 4, "width": 64, "eval_every": 4, "judge_epochs": 2}, 1.8),
     "vision/resnet": ({"epochs": 3, "width": 8}, 0.4),
+    "vision/ssd": ({"epochs": 6, "count": 200, "width": 8}, 0.15),
 }
 LONGER = {  # than a second or two
     "basics/gan", "basics/unet",
     "features/hyper_parameters", "features/interpretation", "features/metrics", "features/schedules",
-    "vision/contrastive", "vision/crnn_ctc", "vision/diffusion", "vision/resnet",
+    "vision/contrastive", "vision/crnn_ctc", "vision/diffusion", "vision/resnet", "vision/ssd",
 }
 ELSEWHERE = {
     "basics/fine_tuning": "test_fine_tuning_does_better_than_training_from_scratch_and_than_guessing, below",
