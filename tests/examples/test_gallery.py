@@ -59,6 +59,7 @@ ELSEWHERE = {
     "basics/fine_tuning": "test_fine_tuning_does_better_than_training_from_scratch_and_than_guessing, below",
     "classification/train_cls": "tests/scenarios/test_classification.py",
     "image_generation/train_imgen": "tests/examples/test_image_generation.py",
+    "language": "tests/examples/test_language.py",
     "styles": "tests/tools/test_lightning.py",
 }
 SCRIPTS = {runner.name_of(script): script for script in runner.scripts()}

@@ -1,0 +1,109 @@
+"""The scripts of ``examples/language/``, compared with what other code gives."""
+
+import runpy
+
+import pytest
+import torch
+from tiny import ROOT
+
+from examples import __main__ as runner
+
+FOLDER = ROOT / "examples/language"
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return runpy.run_path(str(FOLDER / "llama.py"))
+
+
+@pytest.fixture
+def net(llama):
+    torch.manual_seed(0)
+    return llama["Llama"](50, width=32, layers=2, heads=4, groups=2)
+
+
+def test_a_llama_reads_with_its_cache_what_it_reads_without(net):
+    tokens = torch.randint(50, (3, 20))
+    expected, cache = net(tokens), {}
+    parts = [net(part, cache) for part in tokens.split([7, 1, 1, 8, 3], 1)]
+    torch.testing.assert_close(torch.cat(parts, 2), expected, rtol=1e-5, atol=1e-6)
+    assert len(cache) == 2 and all(keys.shape == (3, 2, 20, 8) for keys, _ in cache.values())
+
+
+def test_a_llama_says_nothing_of_a_token_that_comes_later(net):
+    tokens = torch.randint(50, (1, 12))
+    changed = tokens.clone()
+    changed[0, 8:] = (changed[0, 8:] + 1) % 50
+    torch.testing.assert_close(net(tokens)[:, :, :8], net(changed)[:, :, :8])
+    assert not torch.allclose(net(tokens)[:, :, 8:], net(changed)[:, :, 8:])
+
+
+def test_windows_end_with_their_document_and_hold_each_pair_once(llama):
+    context = llama["CONTEXT"]
+    documents = [list(range(1000, 1000 + context + 10)), [1, 2, 3]]
+    inputs, targets = llama["windows"](documents).tensors
+    assert inputs.shape == targets.shape == (3, context)
+    known = targets != llama["PADDING"]
+    assert sorted(zip(inputs[known].tolist(), targets[known].tolist())) == sorted(
+        pair for tokens in documents for pair in zip(tokens, tokens[1:]))
+
+
+def test_a_translator_reads_no_padding_and_no_later_character():
+    names = runpy.run_path(str(FOLDER / "translation.py"))
+    torch.manual_seed(0)
+    net = names["Translator"](20, width=16, layers=1).eval()
+    source, beginning = torch.randint(3, 20, (2, 9)), torch.randint(3, 20, (2, 6))
+    expected = net(source, beginning)
+    padded = torch.cat([source, source.new_full((2, 4), names["PADDING"])], 1)
+    torch.testing.assert_close(net(padded, beginning), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(net(source, beginning[:, :3]), expected[:, :, :3], rtol=1e-4, atol=1e-5)
+    answer = net.translate(source, 8)
+    for length in range(1, 8):  # each is the likeliest one behind those before it
+        is_open = (answer[:, :length] != names["END"]).all(1)
+        likeliest = net(source, answer[:, :length])[:, :, -1].argmax(1)
+        assert torch.equal(answer[is_open, length], likeliest[is_open]) and not answer[~is_open, length].any()
+
+
+def test_no_date_is_both_in_the_training_and_in_the_evaluation():
+    names = runpy.run_path(str(FOLDER / "translation.py"))
+    train, held_out = names["divided"](names["made"](300))
+    assert len(train) > 8 * len(held_out) > 0 and not {target for _, target in train} & {target for _, target in held_out}
+    from datetime import date
+    assert all(date.fromisoformat(target).strftime("%Y") in source for source, target in train + held_out)
+
+
+@pytest.mark.slow
+def test_a_llama_computes_what_that_of_transformers_does_with_the_same_weights(llama, net):
+    transformers = pytest.importorskip("transformers")
+    other = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, rms_norm_eps=1e-5, tie_word_embeddings=True, max_position_embeddings=64)).eval()
+    ours = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm", "query": "self_attn.q_proj",
+            "key": "self_attn.k_proj", "value": "self_attn.v_proj", "out": "self_attn.o_proj", "gate": "mlp.gate_proj",
+            "up": "mlp.up_proj", "down": "mlp.down_proj"}
+    weights = {f"model.layers.{number}.{theirs}.weight": getattr(block, name).weight
+               for number, block in enumerate(net.blocks) for name, theirs in ours.items()}
+    weights |= {"model.embed_tokens.weight": net.embedding.weight, "lm_head.weight": net.head.weight,
+                "model.norm.weight": net.norm.weight}
+    other.load_state_dict(weights)
+    tokens = torch.randint(50, (2, 15))
+    with torch.no_grad():
+        torch.testing.assert_close(net(tokens), other(tokens).logits.transpose(1, 2), rtol=1e-4, atol=1e-5)
+
+
+# --- the scripts themselves, each in a small setting --------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_in_a_small_setting_a_llama_learns(llama, capsys):
+    llama["main"](updates=40, width=64, layers=2)
+    figure = runner.Figure.of(capsys.readouterr().out)
+    assert figure.value < 200 and figure.baseline_value < 60  # 1603 pieces
+
+
+@pytest.mark.slow
+def test_in_a_small_setting_a_translator_learns_and_prints_no_better_answer_than_it_has(capsys):
+    trainer = runpy.run_path(str(FOLDER / "translation.py"))["main"](count=3000, epochs=2, width=48, layers=1)
+    figure = runner.Figure.of(capsys.readouterr().out)
+    assert trainer.test()["tol_loss"] < 1.8 and figure.value == round(trainer.test()["exact"], 3)
+    assert figure.baseline_value < 0.05
