@@ -44,15 +44,14 @@ SMALL = {
     "features/weights_and_gradients": ({"epochs": 3}, 0.8),
     "features/write_logs": ({"epochs": 3}, 0.8),
     "graphs/multimodal_graph": ({"epochs": 3, "count": 80}, 0.5),
-    "vision/contrastive": ({"epochs": 10, "width": 12}, 0.845),
-    "vision/crnn_ctc": ({"characters": "012", "count": 400, "height": 16, "epochs": 10, "width": 8}, 0.5),
-    "vision/diffusion": ({"epochs": 4, "width": 64, "eval_every": 4, "judge_epochs": 2}, 1.8),
-    "vision/resnet": ({"epochs": 3, "width": 8}, 0.4),
-    "vision/ssd": ({"epochs": 6, "count": 200, "width": 8}, 0.15),
-}
 LONGER = {  # than a second or two
     "basics/gan", "basics/unet",
+    "beyond/distillation", "beyond/kfold", "beyond/sam_and_lbfgs", "beyond/search",
     "features/hyper_parameters", "features/interpretation", "features/metrics", "features/schedules",
+    "graphs/gcn_karate",
+    "reinforcement/q_learning",
+    "series/lstm_tbptt",
+    "tabular/deepfm",
     "vision/contrastive", "vision/crnn_ctc", "vision/diffusion", "vision/resnet", "vision/ssd",
 }
 ELSEWHERE = {
