@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..checkpoint.state import floating_tensors
@@ -95,11 +96,25 @@ class EMA(Callback):
         num = self._average.num
         return min(self.decay, (1 + num) / (10 + num)) if self.warm_up else self.decay
 
-    def weights_for_use(self, model: TemplateModel) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def weights_for_use(self, model: TemplateModel | None = None) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """``[(tensor of a model, its average)]``; empty before the first update."""
         if self._average.num and self._is_to_look:
-            self._average.follow(floating_tensors(model), only_known=True)
+            self._average.follow(floating_tensors(self._model()), only_known=True)
         return self._average.pairs()
+
+    def weights_of(self, module: nn.Module) -> dict[str, torch.Tensor]:
+        """The averaged weights of a model, or of a part of it, by name; before the first update the weights as they are. So
+        a target network or a teacher needs no copy::
+
+            with torch.no_grad():
+                targets = torch.func.functional_call(net, ema.weights_of(net), (x,))
+
+        Buffers are copies: a BatchNorm in training mode changes them, and not the average.
+        """
+        averages = {id(tensor): value.to(tensor.dtype) for tensor, value in self.weights_for_use()}
+        own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        weights = {name: averages.get(id(tensor), tensor.detach()) for name, tensor in own.items()}
+        return weights | {name: weights[name].clone() for name, _ in module.named_buffers()}
 
     def save(self, path: str | Path) -> None:
         """Write the average to ``path``, with the counters, as ``save_state(path, optim=False)`` writes weights: then
