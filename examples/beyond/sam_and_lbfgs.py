@@ -3,8 +3,8 @@
     python examples/beyond/sam_and_lbfgs.py                     # half a minute on two cores; needs scikit-learn for its data
     python examples/beyond/sam_and_lbfgs.py --resume auto       # go on where it stopped
 
-SAM looks for weights in whose neighbourhood the loss is low too. It trains on digits a third of whose labels are wrong, and
-the same Adam without it does so too. The template knows it by `first_step`; other optimizers say `takes_closure = True`.
+SAM looks for weights in whose neighbourhood the loss is low too. It trains on digits of whose labels a third is wrong,
+beside the same Adam without it. The template knows it by `first_step`; any other optimizer says `takes_closure = True`.
 
 LBFGS finds the minimum of a logistic regression, on all rows at once. It is known: scikit-learn's is printed beside.
 

