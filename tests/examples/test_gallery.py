@@ -112,7 +112,8 @@ def test_every_script_is_tested_here_or_elsewhere():
 def test_it_is_short_and_says_how_to_run_it(name):
     text = SCRIPTS[name].read_text(encoding="utf-8")
     assert SCRIPTS[name].stem not in sys.stdlib_module_names, "in its folder, Python would import it in place of its own"
-    assert len(text.splitlines()) <= 135 and f"python examples/{name}.py" in text.split('"""')[1]
+    most = 150 if name == "reinforcement/dqn" else 135  # whose loader is an environment
+    assert len(text.splitlines()) <= most and f"python examples/{name}.py" in text.split('"""')[1]
     most = 150 if name == "reinforcement/dqn" else 135  # whose loader is an environment
     assert len(text.splitlines()) <= most and f"python examples/{name}.py" in text.split('"""')[1]
     if name.split("/")[0] not in ("classification", "image_generation", "styles"):
