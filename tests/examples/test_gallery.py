@@ -114,8 +114,6 @@ def test_it_is_short_and_says_how_to_run_it(name):
     assert SCRIPTS[name].stem not in sys.stdlib_module_names, "in its folder, Python would import it in place of its own"
     most = 150 if name == "reinforcement/dqn" else 135  # whose loader is an environment
     assert len(text.splitlines()) <= most and f"python examples/{name}.py" in text.split('"""')[1]
-    most = 150 if name == "reinforcement/dqn" else 135  # whose loader is an environment
-    assert len(text.splitlines()) <= most and f"python examples/{name}.py" in text.split('"""')[1]
     if name.split("/")[0] not in ("classification", "image_generation", "styles"):
         assert text.count("\n# %% ") >= 3 and "\n    run_main(main" in text and "resume: str | None = None" in text
 
