@@ -35,26 +35,46 @@ def parameter_dtype(models):
 def call_model(model, x):
     """``model(x)``: of a dict the entries by name, of a plain tuple the parts one by one.
 
-    Named tuples and a ``PackedSequence`` go in as one, and so do lists that the model's ``forward`` cannot take apart. Other
-    lists are taken apart like tuples: ``default_collate`` makes ``[x1, x2]`` of samples ``((x1, x2), y)``.
+    A dict goes in as one where the model's ``forward`` has one input, with a name that is not in it. Named tuples and a
+    ``PackedSequence`` go in as one, and so do lists that the model's ``forward`` cannot take apart. Other lists are taken
+    apart like tuples: ``default_collate`` makes ``[x1, x2]`` of samples ``((x1, x2), y)``.
     """
     if isinstance(x, torch.Tensor):
         return model(x)
     if isinstance(x, Mapping):
-        return model(**x)
+        return model(x) if _takes_as_one(*_forward_of(model), tuple(x)) else model(**x)
     if type(x) is tuple or type(x) is list and _takes_apart(model, len(x)):
         return model(*x)
     return model(x)
 
 
 def _takes_apart(model, count):
+    return _takes(*_forward_of(model), count)
+
+
+def _forward_of(model):
+    """``forward`` as a function, and how many of its parameters are no inputs: of a method the first is the model itself."""
     forward = unwrap(model).forward
-    function = getattr(forward, "__func__", None)  # whose first parameter is the model itself
-    return _takes(forward, count) if function is None else _takes(function, count, 1)
+    function = getattr(forward, "__func__", None)
+    return (forward, 0) if function is None else (function, 1)
 
 
 @functools.lru_cache(maxsize=64)
-def _takes(forward, count, skipped=0):
+def _takes_as_one(forward, skipped, names):
+    """Whether ``forward`` must be given one input, and has none of these names."""
+    try:
+        parameters = list(inspect.signature(forward).parameters.values())[skipped:]
+    except (TypeError, ValueError):
+        return False
+    required = [p.kind for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    return required in _ONE_BY_PLACE and not {p.name for p in parameters} & {*names}
+
+
+_ONE_BY_PLACE = [inspect.Parameter.POSITIONAL_ONLY], [inspect.Parameter.POSITIONAL_OR_KEYWORD]
+
+
+@functools.lru_cache(maxsize=64)
+def _takes(forward, skipped, count):
     """Whether ``forward`` takes ``count`` inputs, of which it has more than one; also where nothing is known of it."""
     try:
         parameters = list(inspect.signature(forward).parameters.values())[skipped:]

@@ -230,7 +230,8 @@ class Evaluator:
         def as_written(batch, num_samples, losses, metrics):
             if self.has_loss:
                 with autocast(), forwards.recording():
-                    losses.update(means(eval_losses(losses_of(batch)), num_samples), num_samples)
+                    own = dict(batch) if type(batch) is dict else batch  # it may take the labels out: batch.pop("labels")
+                    losses.update(means(eval_losses(losses_of(own)), num_samples), num_samples)
             with autocast(), forwards.replaying():
                 metrics.update(score_dict(scores_of(batch)), num_samples)
 

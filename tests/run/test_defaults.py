@@ -46,6 +46,41 @@ def test_dict_batches_with_labels_train_and_score_as_tuples_do(label):
     assert torch.equal(other.predict([{"pixels": tuples[0][0]}]), one.predict([tuples[0][0]]))
 
 
+class AsOne(nn.Linear):
+    """Takes the dict itself, as models do that were written for one kind of batch."""
+
+    def forward(self, batch, with_loss=True):
+        pred = super().forward(batch["pixels"])
+        return {"loss": nn.functional.cross_entropy(pred, batch["labels"]), "pred": pred} if with_loss else pred
+
+
+def test_a_model_whose_one_input_has_none_of_the_names_gets_the_dict():
+    batches = [{"pixels": randn(5, 6, seed=i), "labels": randint(3, (5,), seed=i)} for i in range(4)]
+    model = AsOne(6, 3)
+    trainer = tiny_trainer(model=model, criterion=None, train_loader=batches, eval_loader=batches[:2])
+    loss = model(batches[0])["loss"].item()
+    trainer.fit(3)
+    assert model(batches[0])["loss"].item() < loss and "tol_loss" in trainer.eval_result
+    assert torch.equal(trainer.inference(batches[0])["pred"], model(batches[0], with_loss=False))
+
+
+def test_a_loss_that_takes_the_labels_out_of_the_dict_leaves_them_to_the_evaluation():
+    class Pops(Tiny):
+        def loss_per_batch(self, batch):
+            labels = batch.pop("labels")
+            return self.criterion(self.model_list[0](batch["pixels"]), labels)
+
+        def eval_scores_per_batch(self, batch):
+            return self.metric(self.model_list[0](batch["pixels"]), batch["labels"])
+
+    samples = [{"pixels": x, "labels": y} for x, y in zip(randn(20, 6), randint(3, (20,)))]
+    trainer = Pops(train_loader=DataLoader(samples, 5), eval_loader=DataLoader(samples, 5))
+    trainer.check_init(use_tb=False)
+    trainer.fit(2)
+    right = trainer.predict(DataLoader([sample["pixels"] for sample in samples], 5)).argmax(1) == randint(3, (20,))
+    assert trainer.eval_result["acc"] == pytest.approx(right.float().mean().item())
+
+
 # --- labels in the dtype that a loss takes ----------------------------------------------------------------------------
 
 LARGE = torch.tensor([[1001], [70001], [-3], [257], [0], [12345]])  # no half precision holds the first two

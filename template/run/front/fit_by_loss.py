@@ -52,11 +52,11 @@ class ByLoss(_Base):
         return {}
 
     def inference(self, x: Any) -> Any:
-        """``net(x)``; of a dict the entries by name where ``forward`` has these names, else the dict itself."""
+        """``net(x)``; in ``predict`` as much of a batch as the network takes."""
         net = self.model_list[0]
         if self.is_predicting:
             x = _inputs_of(net, x, drops_label=self.criterion is not None)
-        return net(x) if isinstance(x, Mapping) and not _takes_names(net, x) else call_model(net, x)
+        return call_model(net, x)
 
 
 class ByOwnLoss(ByLoss):
@@ -94,12 +94,6 @@ def _parameters_of(net):
         return list(inspect.signature(unwrap(net).forward).parameters.values())
     except (TypeError, ValueError):
         return []
-
-
-def _takes_names(net, names):
-    """Whether ``forward`` has all these names; also where nothing is known of it."""
-    parameters = _parameters_of(net)
-    return not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters) or set(names) <= {p.name for p in parameters}
 
 
 def _logits_of(output):
