@@ -48,7 +48,7 @@ STARTS = 3  # of each contender's process
 
 
 class Trainer(TemplateModel):
-    def __init__(self, job, form, log_every):
+    def __init__(self, job, form, log_every=LOG_EVERY):
         super().__init__()
         train, held_out = job.data()
         self.model_list = [job.model()]
