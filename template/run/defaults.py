@@ -62,12 +62,19 @@ def _forward_of(model):
 @functools.lru_cache(maxsize=64)
 def _takes_as_one(forward, skipped, names):
     """Whether ``forward`` must be given one input, and has none of these names."""
-    try:
-        parameters = list(inspect.signature(forward).parameters.values())[skipped:]
-    except (TypeError, ValueError):
+    parameters = _parameters(forward, skipped)
+    if parameters is None:
         return False
     required = [p.kind for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
     return required in _ONE_BY_PLACE and not {p.name for p in parameters} & {*names}
+
+
+def _parameters(forward, skipped):
+    """Those that are inputs; None where nothing is known of them."""
+    try:
+        return list(inspect.signature(forward).parameters.values())[skipped:]
+    except (TypeError, ValueError):
+        return None
 
 
 _ONE_BY_PLACE = [inspect.Parameter.POSITIONAL_ONLY], [inspect.Parameter.POSITIONAL_OR_KEYWORD]
@@ -76,11 +83,8 @@ _ONE_BY_PLACE = [inspect.Parameter.POSITIONAL_ONLY], [inspect.Parameter.POSITION
 @functools.lru_cache(maxsize=64)
 def _takes(forward, skipped, count):
     """Whether ``forward`` takes ``count`` inputs, of which it has more than one; also where nothing is known of it."""
-    try:
-        parameters = list(inspect.signature(forward).parameters.values())[skipped:]
-    except (TypeError, ValueError):
-        return True
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+    parameters = _parameters(forward, skipped)
+    if parameters is None or any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return True
     inputs = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = sum(p.default is p.empty for p in inputs)

@@ -16,12 +16,12 @@ import torch
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from .lr_scheduler import WarmUpLR, give_each_group_its_own_rate, momentum_of, set_rate
+from .rates_by_hand import RATES, RATES_OF_GROUP
 from .user_schedulers import Moment, step_quietly
 
 # what schedulers keep of each group: in lists of their own, and in the groups of the optimizer
-_RATES = ("base_lrs", "max_lrs", "base_values", "warmup_steps", "_last_lr")
+_RATES = (*RATES, "warmup_steps", "_last_lr")
 _OTHERS = ("lr_lambdas", "min_lrs", "base_momentums", "max_momentums")
-_RATES_OF_GROUP = ("initial_lr", "max_lr", "min_lr")
 _OTHERS_OF_GROUP = ("base_momentum", "max_momentum")
 
 
@@ -41,7 +41,7 @@ def take_in(optimizer: torch.optim.Optimizer, known: int, schedules: list[Any], 
     for index in range(known, len(groups)):
         own = float(groups[index]["lr"])
         ratio = own / ((0.0 if is_rising else rate) or _goal(followed, groups[model], model) or own or 1.0)
-        for name in _RATES_OF_GROUP:
+        for name in RATES_OF_GROUP:
             if name in groups[model]:
                 groups[index].setdefault(name, float(groups[model][name]) * ratio)
         for name in _OTHERS_OF_GROUP:

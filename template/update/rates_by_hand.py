@@ -12,8 +12,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from .lr_scheduler import NamedSchedule
 
-_LISTS = ("base_lrs", "max_lrs", "base_values")           # one rate for each group, in the scheduler
-_IN_GROUPS = ("initial_lr", "max_lr", "min_lr")           # and in the groups, from where OneCycleLR takes them
+RATES = ("base_lrs", "max_lrs", "base_values")            # one for each group, in lists of the scheduler
+RATES_OF_GROUP = ("initial_lr", "max_lr", "min_lr")       # and in the groups, from where OneCycleLR takes them
 
 
 def peaks_ahead(scheduler: Any) -> list[float]:
@@ -30,10 +30,10 @@ def scale_rates(scheduler: Any, ratios: list[float]) -> None:
     """Later rates of each group are multiplied by its ratio, also those of schedulers within a chain or a sequence."""
     for part in getattr(scheduler, "_schedulers", ()):
         scale_rates(part, ratios)
-    for name in _LISTS:
+    for name in RATES:
         rates = getattr(scheduler, name, None)
         if isinstance(rates, list):
             setattr(scheduler, name, [rate * ratio for rate, ratio in zip(rates, ratios)])
     if isinstance(scheduler, OneCycleLR):
         for group, ratio in zip(scheduler.optimizer.param_groups, ratios):
-            group.update({name: group[name] * ratio for name in _IN_GROUPS})
+            group.update({name: group[name] * ratio for name in RATES_OF_GROUP})
