@@ -14,6 +14,7 @@ script, or in that of all tests, asks for a new Python.
 """
 
 import atexit
+import gc
 import io
 import json
 import os
@@ -23,6 +24,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import types
 from contextlib import suppress
 
@@ -318,20 +320,43 @@ def run(script):
         error.__traceback__ = sys.last_traceback = trace
         sys.last_type, sys.last_value = type(error), error
     else:
-        return
+        return 0
     sys.excepthook(sys.last_type, sys.last_value, sys.last_traceback)
-    sys.exit(1)
+    return 1
+
+
+def leave(script):
+    """Run it and end the process as Python would, but for taking all modules apart: that writes into every page which the
+    fork shares with the server, and takes longer than a tiny training. What the script holds is freed."""
+    try:
+        code = run(script)
+    except SystemExit as error:
+        code = error.code
+        if not isinstance(code, int | None):
+            print(code, file=sys.stderr)
+            code = 1
+    threading._shutdown()
+    with suppress(BaseException):  # it was printed, and has no say in the exit code
+        atexit._run_exitfuncs()
+    sys.modules["__main__"].__dict__.clear()
+    gc.collect()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not stream.closed:
+            try:
+                stream.flush()
+            except OSError:
+                code = 120  # as Python does
+    os._exit((code or 0) & 0xff)
 
 
 if __name__ == "__main__" and sys.argv[1] == "ask":
     sys.exit(_ask())
 elif __name__ == "__main__":
     _site = sys.path[1:]
+    sys.modules["fork_server"] = sys.modules["__main__"]  # so that a script finds `leave`, by which its own forks may end
     import_ahead()
-    import gc
-
     gc.collect()
     gc.freeze()
     _asked = serve(socket.socket(fileno=int(sys.argv[1])))
     if _asked is not None:
-        run(become(*_asked, _site))
+        leave(become(*_asked, _site))

@@ -19,6 +19,7 @@ import torch._dynamo  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
 import torchmetrics  # noqa: F401
 import tqdm.auto  # noqa: F401
+from fork_server import leave
 from warm import warm_up
 
 
@@ -30,8 +31,7 @@ def run(page, line, code, folder, output):
     sys.path.insert(0, folder)
     sys.argv[:] = ["block.py"]
     os.environ["CURVES"] = str(int("png" in code))
-    exec(compile("\n" * line + code, page, "exec"), sys.modules["__main__"].__dict__)
-    sys.exit()
+    leave(lambda: exec(compile("\n" * line + code, page, "exec"), sys.modules["__main__"].__dict__))
 
 
 def main():
