@@ -368,6 +368,9 @@ def move_config(source, target):
 
 def _git_commit():
     """The commit of the working directory, "-dirty" when files differ from it; None outside a repository."""
+    here = Path.cwd()
+    if "GIT_DIR" not in os.environ and not any((folder / ".git").exists() for folder in (here, *here.parents)):
+        return None  # without starting git
     try:
         answer = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"],
                                 capture_output=True, text=True, timeout=5)

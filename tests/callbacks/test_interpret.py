@@ -22,6 +22,18 @@ from template.callbacks import interpret as module
 X, Y = tiny_data(83, seed=5)
 
 
+@pytest.fixture
+def pictures():
+    """For a test that looks at a picture of the counts."""
+
+
+@pytest.fixture(autouse=True)
+def drawn_where_asked_for(request, monkeypatch):
+    """Drawing the counts takes ten times as long as the evaluation."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(module, "_draw_confusion", lambda *_: None)
+
+
 def run(callback, use_tb=False, kind=Tiny, **attributes):
     attributes = {"eval_loader": DataLoader(TensorDataset(X, Y), 10, shuffle=True), "preflight": False, **attributes}
     trainer = kind(callbacks=[callback], **attributes)
@@ -53,7 +65,7 @@ def test_samples_and_counts_are_those_of_all_losses(k, largest, at_once, monkeyp
     assert np.array_equal(callback.confusion[""], confusion_matrix(Y, predicted))
 
 
-def test_the_files_hold_the_same():
+def test_the_files_hold_the_same(pictures):
     callback = Interpret(k=5, class_names=["ant", "bee", "cow"])
     trainer = run(callback, use_tb=True)
     with open(trainer.path_of("interpret/largest_loss.csv")) as file:
@@ -145,7 +157,7 @@ def test_images_are_drawn_and_kept_as_they_were(channels):
     assert trainer.path_of("interpret/largest_loss.png").stat().st_size > 5000
 
 
-def test_without_matplotlib_tables_are_written_and_the_command_that_helps_is_told(monkeypatch, capsys):
+def test_without_matplotlib_tables_are_written_and_the_command_that_helps_is_told(pictures, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     trainer = run(Interpret(k=3))
     assert "The confusion matrix is not drawn" in capsys.readouterr().out

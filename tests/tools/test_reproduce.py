@@ -28,6 +28,7 @@ from template import Callback, seed_everything
 class Acts(Callback):
     def on_after_step(self, model):
         if "--kill" in sys.argv and model.global_step == 14:
+            model.wait_for_saves()
             os.kill(os.getpid(), signal.SIGKILL)
         if os.environ.get("NOISE") and model.epoch == 2:
             with torch.no_grad():
