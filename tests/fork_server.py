@@ -6,7 +6,8 @@
 A fresh Python takes three seconds of computing until torch and the packages that a training uses are imported, and a tiny
 training less than one. So one process (this file, run as a script) imports them once, and each script is run in a fork of
 it, with arguments, environment, folder, files and session of its own. It is a process as any other: it can be killed, it
-has an exit code, and a traceback ends on its stderr. Nothing of the template is imported before the fork.
+has an exit code, and a traceback ends on its stderr. Nothing of the template is imported before the fork. The ranks that
+torchrun starts are such forks too, except with ``FAULTS=long``.
 
 What a fork cannot give is run by a new Python, as it would be on a command line: options before the script (``-u``, ``-W``,
 ``-i``), a terminal, and variables that are read when Python or torch starts. ``FORK_SERVER=0`` in the environment of a
@@ -115,10 +116,10 @@ class Forked:
         self.args, self.returncode, self.stdin = [sys.executable, *arguments], None, None
         files, mine = [], []  # the child's ends of the three streams, and those of pipes that are read here
         null = os.open(os.devnull, os.O_RDWR)
-        for file in (stdout, stderr):
+        for number, file in enumerate((stdout, stderr), 1):
             read, write = os.pipe() if file == subprocess.PIPE else (None, None)
             mine.append(read if read is None else open(read, encoding="utf-8"))
-            files.append(write if read is not None else self._number(file, null, 1 if file is stdout else 2, files))
+            files.append(write if read is not None else self._number(file, null, number, files))
         self.stdout, self.stderr = mine
         self._connection, theirs = socket.socketpair()
         asked = {"arguments": arguments, "cwd": os.fspath(cwd), "env": dict(env), "session": start_new_session}
@@ -309,6 +310,29 @@ def become(asked, files, site):
     return lambda: exec(compile(*code, "exec"), main.__dict__)
 
 
+def fork_ranks_too(asked, files):
+    """In the fork that becomes torchrun: its ranks are forks of a server of its own, which ends with it. Returns, also in
+    the ranks, what each is to become."""
+    ours, theirs = socket.socketpair()
+    if os.fork() == 0:
+        for file in {ours.detach(), *files}:
+            os.close(file)
+        return serve(theirs)
+    theirs.close()
+    _servers[os.getpid()] = ours, None
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    def popen(self, args, env):
+        python, *arguments = args
+        if arguments[0] == "-u":
+            arguments, env = arguments[1:], {**env, "PYTHONUNBUFFERED": "1"}
+        return start_python(arguments, cwd=os.getcwd(), env=env, stdout=self._stdout, stderr=self._stderr,
+                            start_new_session=True)
+
+    subprocess_handler.SubprocessHandler._popen = popen
+    return asked, files
+
+
 def run(script):
     """An error is printed without the lines of this file, and ends the process as it would end Python."""
     try:
@@ -358,5 +382,8 @@ elif __name__ == "__main__":
     gc.collect()
     gc.freeze()
     _asked = serve(socket.socket(fileno=int(sys.argv[1])))
+    _is_torchrun = _asked is not None and _asked[0]["arguments"][:2] == ["-m", "torch.distributed.run"]
+    if _is_torchrun and os.environ.get("FAULTS") != "long":
+        _asked = fork_ranks_too(*_asked)
     if _asked is not None:
         leave(become(*_asked, _site))

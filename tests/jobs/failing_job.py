@@ -62,7 +62,7 @@ def job(ckpt_dir="run", **attributes):
 
 
 def main():
-    say(f"start {os.getpid()} {os.getppid()}")
+    say(f"start {os.getpid()} {os.environ.get('AGENT')}")
     trainer = job()
     trainer.check_init(use_tb=False)
     path = trainer.load_state("auto")

@@ -188,20 +188,20 @@ def test_two_nodes_train_on_after_one_was_killed_and_started_again(undisturbed, 
                "--rdzv-conf", "keep_alive_interval=1,keep_alive_max_attempt=3"]
 
     def agent(name):
-        own_stores = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-        return Process(name, [*TORCHRUN, *options, "-m", "failing_job"], tmp_path, own_stores)
+        environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "AGENT": name}
+        return Process(name, [*TORCHRUN, *options, "-m", "failing_job"], tmp_path, environment)
 
     first = agent("first")
     time.sleep(1)  # its store is the meeting place
     second = agent("second")
     told = [Told(tmp_path, rank) for rank in range(2)]
     assert told[0].wait_for("update", 11, first)
-    assert {int(one.last("start")[1]) for one in told} == {first.pid, second.pid}, "one rank on each"
-    (worker,) = [int(one.last("start")[0]) for one in told if int(one.last("start")[1]) == second.pid]
+    assert {one.last("start")[1] for one in told} == {"first", "second"}, "one rank on each"
+    (worker,) = [int(one.last("start")[0]) for one in told if one.last("start")[1] == "second"]
     second.send(signal.SIGKILL, worker)
     again = agent("again")
     assert (first.end(), again.end()) == (0, 0), first.stderr + again.stderr
     assert second.end() == -signal.SIGKILL
-    assert {int(one.last("start")[1]) for one in told} == {first.pid, again.pid}
+    assert {one.last("start")[1] for one in told} == {"first", "again"}
     assert all(int(one.last("resumed")[0]) >= 6 for one in told), "from a checkpoint"
     assert_same_end(tmp_path, undisturbed)
