@@ -365,7 +365,7 @@ def leave(script):
     sys.modules["__main__"].__dict__.clear()
     gc.collect()
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None and not stream.closed:
+        if stream is not None and not getattr(stream, "closed", False):
             try:
                 stream.flush()
             except OSError:
