@@ -542,10 +542,12 @@ def test_a_folder_that_becomes_read_only_for_a_while_costs_nothing(undisturbed, 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 def test_training_goes_on_when_the_file_that_takes_its_output_is_on_a_full_disk(undisturbed, tmp_path):
     """As of ``nohup python -u train.py > out.txt``, or of a terminal that was closed."""
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONUNBUFFERED": "1"}
     with open("/dev/full", "w") as printed:
-        done = subprocess.run([sys.executable, "-u", "-m", "fault_moments", "0"], cwd=tmp_path, stdout=printed,
-                              stderr=subprocess.PIPE, text=True, env={**os.environ, **ENVIRONMENT}, timeout=120)
-    assert f"update {UPDATES}" in done.stderr, done.stderr
+        process = start_python(["-m", "fault_moments", "0"], cwd=tmp_path, stdout=printed, stderr=subprocess.PIPE,
+                               env=environment)
+    _, said = process.communicate(120)
+    assert f"update {UPDATES}" in said, said
     undisturbed(0).assert_same_end(tmp_path)
     assert "epoch   4 eval" in (tmp_path / "run/log.txt").read_text()
 
