@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 import pytest
+from fork_server import start_python
 from tiny import PATH
 
 nbclient = pytest.importorskip("nbclient", reason="needs a kernel: pip install ipykernel nbclient nbformat")
@@ -58,6 +59,20 @@ class Cell:
     error: str = ""
     shown: list = field(default_factory=list)  # as text
     kinds: list = field(default_factory=list)  # the best kind of each of these
+
+
+@pytest.fixture(autouse=True)
+def forked_kernels(monkeypatch):
+    """A kernel is a fork of a process that has torch."""
+    def launch(command, cwd=None, env=None, **_):
+        env = {name: value for name, value in env.items() if name != "JPY_PARENT_PID"}  # it is no child of this process
+        process = start_python(command[1:], cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               start_new_session=True)
+        while process.poll() is None and os.getpgid(process.pid) != process.pid:
+            time.sleep(0.001)  # until it has a group of its own, to which the manager sends signals
+        return process
+
+    monkeypatch.setattr("jupyter_client.provisioning.local_provisioner.launch_kernel", launch)
 
 
 def start_kernel(folder):

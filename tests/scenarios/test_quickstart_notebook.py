@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from test_notebook import nbclient, nbformat, start_kernel, what_stands_under
+from test_notebook import forked_kernels, nbclient, nbformat, start_kernel, what_stands_under  # noqa: F401
 from tiny import ROOT, run_python
 
 NOTEBOOK = ROOT / "examples/quickstart.ipynb"
