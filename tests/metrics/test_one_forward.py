@@ -234,6 +234,32 @@ def test_a_dict_input_with_an_entry_replaced_is_noticed():
     assert model.calls == 2 and torch.equal(result, model.layer(torch.full((2, 6), 3.0)))
 
 
+@pytest.mark.parametrize("several", [list, lambda samples: dict(enumerate(samples))])
+def test_a_list_or_a_dict_goes_in_as_it_does_in_the_training(several):
+    class OfImages(Counting):  # as torchvision's detectors have them
+        def forward(self, images, targets=None):
+            images = images.values() if isinstance(images, dict) else images
+            return super().forward(torch.stack(list(images)))
+
+    class Detector(Default):
+        def count_samples(self, batch):
+            return len(batch[1])
+
+        def loss_per_batch(self, batch):
+            x, y = batch
+            return self.criterion(self.inference(x), y)
+
+    def lists(samples):
+        x, y = zip(*samples)
+        return several(x), torch.stack(y)
+
+    train, held_out = (DataLoader(TensorDataset(*tiny_data(24, seed=seed)), 8, collate_fn=lists) for seed in (0, 1))
+    trainer = Detector(OfImages(), train_loader=train, eval_loader=held_out)
+    trainer.check_init()
+    trainer.fit(1)
+    assert trainer.model_list[0].calls == 6 and trainer.eval_result["acc"] > 0
+
+
 def test_an_output_that_was_changed_in_place_is_not_handed_out():
     model, x = Counting(), torch.ones(2, 6)
     result = record_then_replay(model, lambda m: m(x), lambda m: m(x), between=lambda output: output.zero_())
