@@ -86,9 +86,9 @@ def run(script):
     return figure, time.perf_counter() - started, f"exit code {done.returncode}\n{end}"
 
 
-def row(name, figure, floor, baseline, seconds):
-    width = max(len(name_of(script)) for script in scripts())
-    return f"{name:<{width}}  {figure:<24}  {floor:<14}  {baseline:<30}  {seconds:>7}"
+def row(figure, floor, baseline, seconds):
+    """What stands behind the name. The trivial answer comes last, because it may be long."""
+    return f"  {figure:<24}  {floor:<21}  {seconds:>7}  {baseline}".rstrip()
 
 
 def main(arguments):
@@ -97,19 +97,22 @@ def main(arguments):
         return 0
     if unknown := [word for word in arguments if word.startswith("-")]:
         raise SystemExit(f"{unknown[0]} is no option. Names of scripts or folders are taken, and --list shows them.")
-    told = {}
+    told, whole = {}, 0.0
     todo = chosen(arguments)
-    print(row("script", "figure", "floor", "baseline", "seconds"), flush=True)
+    width = max(len(name_of(script)) for script in todo)
+    print(f"{'script':<{width}}" + row("figure", "floor", "trivial answer", "seconds"))
     for script in todo:
         name = name_of(script)
+        print(f"{name:<{width}}", end="", flush=True)       # while it runs
         figure, seconds, problem = run(script)
-        cells = figure.cells() if figure else ["failed", "", ""]
-        print(row(name, *cells, f"{seconds:.1f}") + ("  missed" if figure and problem else ""), flush=True)
+        reached, floor, baseline = figure.cells() if figure else ("failed", "", "")
+        print(row(reached, f"{floor}: missed" if figure and problem else floor, baseline, f"{seconds:.1f}"), flush=True)
         told |= {name: problem} if problem else {}
+        whole += seconds
     for name, problem in told.items():
         print(f"\n== {name}: {problem}")
     but = f", and not {', '.join(told)}" if told else ""
-    print(f"\n{len(todo) - len(told)} of {len(todo)} reached their floor{but}.")
+    print(f"\n{len(todo) - len(told)} of {len(todo)} reached their floor{but}. It took {whole / 60:.1f} minutes.")
     return int(bool(told))
 
 

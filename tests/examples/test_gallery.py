@@ -162,14 +162,16 @@ def test_the_runner_runs_all_of_them_and_fails_at_the_end_if_one_failed_or_misse
     folder.mkdir()
     (tmp_path / "one.py").write_text(SAYS)
     (tmp_path / "helper.py").write_text("raise SystemExit('is imported alone')\n")
-    assert runner.main([]) == 0 and "1 of 1 reached their floor." in capsys.readouterr().out
+    assert runner.main([]) == 0 and "1 of 1 reached their floor. It took 0." in capsys.readouterr().out
     (folder / "low.py").write_text(SAYS.replace("one.py", "more/low.py").replace("0.98 ", "0.50 "))
     (folder / "bad.py").write_text(SAYS.replace("one.py", "more/bad.py") + "raise OSError('no data')\n")
     assert runner.main([]) == 1
     said = capsys.readouterr().out
     bad, low, one = [line.split() for line in said.splitlines()[1:4]]
     assert bad[:2] == ["more/bad", "failed"] and "OSError: no data" in said
-    assert low[:3] == ["more/low", "accuracy", "0.5"] and low[-1] == "missed" and one[:3] == ["one", "accuracy", "0.98"]
+    assert low[:7] == "more/low accuracy 0.5 at least 0.97: missed".split() and low[8:] == one[7:] == ["chance", "0.1"]
+    assert one[:6] == "one accuracy 0.98 at least 0.97".split()
+    assert {line.index("  at least") for line in said.splitlines()[2:4]} == {said.index("  floor")}, "they are no column"
     assert "1 of 3 reached their floor, and not more/bad, more/low." in said
     assert runner.main(["one"]) == 0 and runner.main(["more"]) == 1
     for words in (["two"], ["--all"]):
