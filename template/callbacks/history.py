@@ -29,7 +29,7 @@ from ..data.nested import loader_length
 from ..hooks import Callback
 from ..metrics.best import best_in_rows, key_in_rows
 from ..output.csv_table import CsvTable, digest, number_in, read
-from ..output.curves import draw
+from ..output.curves_process import draw
 from ..output.named_values import epoch_behind, numbers_of
 from ..output.run_folder import replace_file, told_when_it_fails
 from ..update.lr_scheduler import rates_by_name

@@ -16,6 +16,7 @@
 - ``history_table.py``: how is a history handed out, with pandas and without?
 - ``pictures.py``: where is a picture or a text of a callback shown?
 - ``curves.py``: how are the curves of a run drawn?
+- ``curves_process.py``: how does the training not keep what drawing takes?
 - ``curves_svg.py``: how are they drawn in a page or a notebook?
 - ``curves_text.py``: how are they drawn in a terminal?
 - ``fonts.py``: which font has the characters of a text in a picture?

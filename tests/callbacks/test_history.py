@@ -181,7 +181,9 @@ DRAW = History._draw  # which the conftest takes out of all tests
 
 @pytest.fixture
 def curves(monkeypatch):
-    """They are drawn."""
+    """They are drawn, in this process since it has matplotlib."""
+    import matplotlib.figure  # noqa: F401
+
     monkeypatch.setattr(History, "_draw", DRAW)
 
 

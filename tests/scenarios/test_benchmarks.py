@@ -183,8 +183,8 @@ def test_the_benchmark_of_memory_tells_every_part(own_folder, monkeypatch, capsy
 
     printed = printed_by("benchmarks.memory", folder=own_folder)
     by_hand, ours = (re.findall(r"^  (\S.*?)  +-?\d+\.\d \(", part, re.MULTILINE) for part in printed.split("\n\n")[1:3])
-    assert by_hand == [memory.BEGIN, memory.SET_UP, memory.TRAINING] and len(ours) == 8 and ours[0] == memory.BEGIN
-    assert "Beyond the plain loop: " in printed
+    assert by_hand == [memory.BEGIN, memory.SET_UP, memory.TRAINING] and len(ours) == 9 and ours[0] == memory.BEGIN
+    assert "Beyond the plain loop: " in printed and "The process that draws history.png has " in printed
     monkeypatch.setattr(memory, "resident_megabytes", lambda: None)
     memory.main([])
     assert "which Linux has" in capsys.readouterr().out
