@@ -31,7 +31,7 @@ MYPY_INI = """
 warn_redundant_casts = True
 [mypy-sklearn.*]
 ignore_missing_imports = True
-[mypy-%s]
+[mypy-INSIDE]
 follow_imports = skip
 [mypy-utils]
 implicit_reexport = False
@@ -48,7 +48,7 @@ implicit_reexport = False
 strict_equality = True
 warn_return_any = True
 warn_unused_ignores = True
-""" % ",".join(f"{name}.*" for name in INSIDE)
+""".replace("INSIDE", ",".join(f"{name}.*" for name in INSIDE))
 CHECKED = ["Metric", "Score", "Hooks", *(name for name in template.__all__ if name != "__version__")]
 
 
