@@ -193,15 +193,19 @@ class Ranks(Alone):
         if not self.is_lost(error):
             with suppress(RuntimeError):  # the store's host is gone too
                 self._store.set("failure", f"rank {self.rank}: {type(error).__name__}: {error}")
+                self.watch.know()
 
     def reason_of_loss(self, error: BaseException) -> str:
         """What another rank ended with; it may need a moment to say so. One that was killed says nothing."""
         if isinstance(error, OtherRankFailed):
             return str(error)
+        if self.watch.verdict is not None:
+            return self.watch.verdict
         here = self.watch.here()
         for _ in range(10):
             try:
                 if self._store.check(["failure"]):
+                    self.watch.know()
                     return self._store.get("failure").decode()
                 left = [rank for rank in range(self.size) if self._store.check([f"left/{rank}"])]
                 if left:
@@ -429,3 +433,5 @@ def _leave(process):
     exchange.group = None
     if dist.is_initialized():
         dist.destroy_process_group()
+    if exchange.rank == 0 and not _has_lasting_store() and store.check(["failure"]):
+        exchange.watch.wait_until_all_know(_GRACE_SECONDS)

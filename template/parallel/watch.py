@@ -21,6 +21,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 STANDS_SECONDS = 3.0     # without a step: the rank says where it is, and looks where the others are
@@ -82,6 +83,15 @@ class Watch:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=5)
 
+    def know(self):
+        """Tell that this rank knows why the run ends, and needs the store no more."""
+        self._store.set(f"knows/{self.rank}", "")
+
+    def wait_until_all_know(self, seconds):
+        """On the rank that keeps the store, before it ends after a failure: the others read the reason there."""
+        with suppress(RuntimeError):  # some never ask: they were killed, or stand in a debugger
+            self._store.wait([f"knows/{rank}" for rank in range(self.size)], timedelta(seconds=seconds))
+
     def here(self):
         """Where this rank is, in words: line of the user's code, call, place in the training."""
         frame = sys._current_frames().get(self._thread_of_loop)
@@ -104,6 +114,8 @@ class Watch:
             try:
                 self._tell()
                 self._look(seconds)
+                if self.verdict is not None:
+                    self.know()
             except RuntimeError:  # the store went with the process that kept it, and torch says that a rank is gone
                 return
             if self.verdict is not None and not self.is_waiting:

@@ -749,6 +749,7 @@ class SpoilGradient(Callback):
     def _spoil(self, grad):
         if self._model.global_step + 1 != self.update:
             return grad
+        self._model.wait_for_saves()
         grad = grad.clone()
         grad[1] = self.value
         return grad
