@@ -29,7 +29,8 @@ test: $(VENV)/.test
 
 faults: $(VENV)/.test
 	FAULTS=long PYTHONPATH=tests/jobs $(BIN)/python -m pytest $(WORKERS) -p fault_figures tests/scenarios/test_faults.py \
-		tests/parallel/test_failures_dist.py $(ARGS)
+		tests/parallel/test_failures_dist.py \
+		tests/test_upgrade.py::test_an_interruption_at_any_file_operation_leaves_the_copy_as_before_or_as_after $(ARGS)
 
 # Each environment has the tracker's package alone, and reads the rest, torch for example, from $(VENV).
 TRACKERS := wandb trackio swanlab mlflow
