@@ -17,6 +17,8 @@ from torch.utils.data import BatchSampler, DataLoader, Subset, TensorDataset, de
 from .seeding import ORDER, derive, own_generators, reseed, sample_rng
 
 _SHARE_OF_FREE_MEMORY = 0.5  # of a GPU's, that the data may take
+_BYTES_AT_ONCE = 2**18  # of one tensor, that stay in the cache; a batch that somebody keeps keeps these
+_ALIGNED = 64           # bytes, of which the address of a new tensor is a multiple
 
 
 class TensorLoader:
@@ -96,19 +98,27 @@ class TensorLoader:
         """
         order_N = self.order(seed, epoch)
         generators = own_generators(self.transform)
-        for number, bounds in numbered:
-            chosen = slice(bounds.start, bounds.stop)
+        for run in _runs(numbered, 1 if torch.is_grad_enabled() else self._many()):
+            chosen = slice(run[0][1].start, run[-1][1].stop)
             if self.shuffle:
-                chosen_B = order_N[chosen]
-                batch = tuple([tensor.index_select(0, chosen_B) for tensor in self.tensors])
+                chosen_N = order_N[chosen]
+                wholes = [tensor.index_select(0, chosen_N) for tensor in self.tensors]
             else:  # a slice is a view: what is done to the batch in place must not reach the data
-                batch = tuple([tensor[chosen].clone() for tensor in self.tensors])
-            if self.transform is not None:
-                devices = {tensor.device for tensor in batch if tensor.is_cuda}
-                reseed(generators, derive(seed, epoch, number))
-                with sample_rng(derive(seed, epoch, number), devices):
-                    batch = self.transform(*batch)
-            yield batch
+                wholes = [tensor[chosen].clone() for tensor in self.tensors]
+            parts = [_apart(whole, [len(bounds) for _, bounds in run]) for whole in wholes]
+            for (number, _), batch in zip(run, zip(*parts)):
+                if self.transform is not None:
+                    devices = {tensor.device for tensor in batch if tensor.is_cuda}
+                    reseed(generators, derive(seed, epoch, number))
+                    with sample_rng(derive(seed, epoch, number), devices):
+                        batch = self.transform(*batch)
+                yield batch
+
+    def _many(self):
+        """How many batches are copied at once in an evaluation, whose data nobody changes meanwhile. Only one where a batch
+        would begin at another kind of address than a tensor of its own does: results of a product may depend on that."""
+        sizes = [self.batch_size * tensor[:1].nbytes for tensor in self.tensors]
+        return 1 if any(size % _ALIGNED for size in sizes) else max(1, _BYTES_AT_ONCE // max(1, *sizes))
 
     def order(self, seed: int, epoch: int) -> Any:
         """Permuted on the CPU, so that every device gives the same order."""
@@ -117,6 +127,24 @@ class TensorLoader:
         generator = torch.Generator().manual_seed(derive(seed, epoch, ORDER))
         order_N = torch.randperm(len(self.tensors[0]), generator=generator)
         return order_N.to(self.tensors[0].device)
+
+
+def _runs(numbered, most):
+    """Lists of batches that follow one another in the order, each of at most so many."""
+    run: list[Any] = []
+    for number, bounds in numbered:
+        if run and (len(run) == most or bounds.start != run[-1][1].stop):
+            yield run
+            run = []
+        run.append((number, bounds))
+    if run:
+        yield run
+
+
+def _apart(whole, sizes):
+    """Its parts as tensors of which none knows of the others: what is done to one in place is no concern of theirs, which
+    autograd would not know of views."""
+    return [whole] if len(sizes) == 1 else [part.data for part in whole.split(sizes)]
 
 
 def _read_whole(dataset, num_workers):

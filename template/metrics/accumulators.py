@@ -442,7 +442,8 @@ class Confusion(Metric):
 
     def _count(self):
         waiting, self._waiting, self._num_waiting = self._waiting, (), 0
-        pred, y = (torch.cat(on_one_device([part.reshape(-1) for part in parts])).long() for parts in zip(*waiting))
+        pred, y = (torch.cat(on_one_device([part if part.dim() == 1 else part.reshape(-1) for part in parts])).long()
+                   for parts in zip(*waiting))
         classes = self.num_classes
         valid = (y >= 0) & (y < classes) & (pred >= 0) & (pred < classes)
         index = torch.where(valid, y * classes + pred, classes * classes)  # the last cell collects what is out of range
@@ -484,10 +485,13 @@ class Confusion(Metric):
         return type(self)(self.num_classes, self.ignore_index, self._names)
 
     def __add__(self, other: Confusion) -> Self:
-        total = self.fresh()
-        parts = [part._cells for part in (self, other) if part._cells is not None]
-        total.cells = sum(parts[1:], parts[0].to(parts[-1].device)) if parts else None  # a restored one is on the CPU
-        total._take(self._waiting + other._waiting, self._num_waiting + other._num_waiting)
+        total = object.__new__(type(self))    # ``fresh()`` takes longer, and a metric made anew comes here in each batch
+        total.__dict__.update(self.__dict__)  # tensors and tuples, of which none is ever written in place
+        if self._cells is None:
+            total._cells = other._cells
+        elif other._cells is not None:
+            total._cells = self._cells.to(other._cells.device) + other._cells  # a restored one is on the CPU
+        total._take(other._waiting, other._num_waiting)
         return total
 
     def merge(self, other: Confusion) -> None:

@@ -184,15 +184,22 @@ class EpochMetrics:
         number, self.num_batches = self.num_batches, self.num_batches + 1
         weight = num_samples if type(num_samples) is int else one_number(num_samples, "weight of a Mean")
         totals, sums = self.totals, {}
+        before = batch = both = None  # a confusion, that of this batch, and their sum: ten scores of them take it from here
         for name, value in values.items():
             total = totals.get(name)
             if type(total) is Mean and (type(value) is torch.Tensor or not is_accumulator(value)):
                 total.pending.append((one_number(value, name), weight))  # Mean.update, without looking twice
-                continue
-            self._add(name, value, weight, sums)
-            self.first_batch.setdefault(name, number)
-            if isinstance(totals[name], Stored):
-                totals[name].note_batch(number)
+            elif type(total) is Score and type(value) is Score:
+                if total.confusion is not before or value.confusion is not batch:
+                    before, batch = total.confusion, value.confusion
+                    both = before if before is batch else _sum(before, batch, sums)  # one, if the user made it once
+                total.confusion = both
+            else:
+                self._add(name, value, weight, sums)
+                if total is None:
+                    self.first_batch[name] = number
+                if isinstance(totals[name], Stored):
+                    totals[name].note_batch(number)
         if not self.num_batches % _FETCHED_EVERY:
             for total in totals.values():
                 if type(total) is Mean:
@@ -243,8 +250,8 @@ def _merged(name, total, value, sums):
     Args:
         sums: of the confusions that both are scores of, filled here: ten scores of one are summed up once.
     """
-    if isinstance(value, Score) and isinstance(total, Score):
-        if total.confusion is not value.confusion:  # the same one when the user made it once and updates it
+    if isinstance(value, Score) and isinstance(total, Score):  # of a subclass: the others are merged in ``update``
+        if total.confusion is not value.confusion:
             total.confusion = _sum(total.confusion, value.confusion, sums)
     elif isinstance(value, Confusion):
         return _sum(total, value, sums)

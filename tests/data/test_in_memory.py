@@ -583,3 +583,48 @@ def test_a_tensor_loader_and_a_data_loader_of_one_order_train_to_the_same_bits(s
         trainer.fit(3)
         ends[name] = weights(trainer)
     assert all(torch.equal(end, ends["samples"]) for end in ends.values())
+
+
+# --- several batches that are copied at once, as in an evaluation ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("columns, batch_size", [(16, 4), (16, 5), (3, 4)], ids=["aligned", "of five", "of odd rows"])
+def test_an_evaluation_reads_the_batches_of_a_training_and_a_change_of_one_reaches_no_other(shuffle, columns, batch_size):
+    x, y = torch.arange(26.0 * columns).reshape(26, columns), torch.arange(26)
+    loader = TensorLoader(x.clone(), y.clone(), batch_size=batch_size, shuffle=shuffle)
+    expected = [(x.clone(), y.clone()) for x, y in loader.epoch(3, 1, start=1)]
+    with torch.no_grad():
+        for number, batch in enumerate(loader.epoch(3, 1, start=1)):
+            for part, of_training in zip(batch, expected[number], strict=True):
+                assert torch.equal(part, of_training) and part._version == 0 and not part._is_view()
+                part.mul_(-1)
+    assert number == len(expected) - 1
+    assert torch.equal(loader.tensors[0], x) and torch.equal(loader.tensors[1], y)
+
+
+def test_batches_of_an_evaluation_begin_at_addresses_as_round_as_those_of_a_training():
+    for columns in (16, 5, 3, 1):
+        loader = TensorLoader(torch.zeros(64, columns), torch.zeros(64, dtype=torch.int64), batch_size=8)
+        with torch.no_grad():
+            assert all(part.data_ptr() % 64 == 0 for batch in loader.epoch(0, 0) for part in batch)
+
+
+def test_a_batch_that_is_kept_keeps_a_quarter_of_a_megabyte_at_most():
+    loader = TensorLoader(torch.zeros(4096, 1024), batch_size=8)
+    with torch.no_grad():
+        sizes = {batch[0].untyped_storage().nbytes() for batch in loader.epoch(0, 0)}
+    assert sizes == {2**18}
+    assert {batch[0].untyped_storage().nbytes() for batch in loader.epoch(0, 0)} == {8 * 4096}  # of a training
+
+
+def test_an_input_of_an_evaluation_can_be_attacked_in_place():
+    """FGSM: gradients of the input, which is then changed where it is."""
+    loader = TensorLoader(torch.ones(64, 16), batch_size=4)
+    with torch.no_grad():
+        for (x,) in loader.epoch(0, 0):
+            with torch.enable_grad():
+                weight = torch.full((16,), 2.0, requires_grad=True)
+                x.mul_(weight)
+                x.sum().backward()
+            assert torch.equal(weight.grad, torch.full((16,), 4.0))

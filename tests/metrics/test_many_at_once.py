@@ -127,3 +127,26 @@ def test_scores_per_class_have_the_names_of_an_empty_confusion_of_the_same_kind(
     assert Confusion(3).names_of_classes == ["0", "1", "2"]
     with pytest.raises(ValueError, match="one entry for each of 3 classes"):
         Confusion(3, names=["a"])
+
+
+def test_scores_of_one_confusion_and_of_several_count_each_batch_once():
+    """Which scores share a confusion may differ from batch to batch, and one may be absent."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randint(3, (8,), generator=generator), torch.randint(3, (8,), generator=generator)) for _ in range(5)]
+    total = EpochMetrics()
+    for number, (pred, y) in enumerate(batches):
+        one, other = Confusion(3).update(pred, y), Confusion(3).update(pred, y)
+        scores = {"acc": one.accuracy(), "f1": (other if number == 2 else one).f1(), "kappa": other.kappa(),
+                  "iou": one.iou()}
+        if number == 3:
+            del scores["f1"]
+        total.update(scores, 8)
+        assert one.counts_CC.sum() == other.counts_CC.sum() == 8  # what metric() keeps is as it was
+    all_of_them, without_one = Confusion(3), Confusion(3)
+    for number, (pred, y) in enumerate(batches):
+        all_of_them.update(pred, y)
+        if number != 3:
+            without_one.update(pred, y)
+    expected = {"acc": all_of_them.accuracy(), "f1": without_one.f1(), "kappa": all_of_them.kappa(),
+                "iou": all_of_them.iou()}
+    assert total.compute() == {name: score.compute() for name, score in expected.items()}
