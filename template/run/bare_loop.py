@@ -137,6 +137,9 @@ def compared(trainer: TemplateModel) -> Comparison:
             _seconds(trainer, timed, count)
             for part, seconds in clock.stop().items():
                 found.parts[part].append(seconds / count)
+    if trainer.compile == "step":
+        notes.append('compile = "step": "forward and loss" is the time of the graph, which also has the backward pass and, '
+                     "where it can, the optimizer. The bare loop has the models compiled, as with compile = True.")
     if torch.device(trainer.device).type != "cpu":
         notes.append("The parts are timed with a wait for the device between them, so together they are longer than an "
                      "update in training, where copies and kernels go on beside the host's work.")
@@ -217,7 +220,7 @@ class _Trained:
             return function if clock is None else clock.timed(part, function)
 
         self.trainer, self.timed = trainer, timed
-        self.step = timed(_FORWARD, trainer.train_step)
+        self.step = timed(_FORWARD, trainer.stepper.around(trainer.train_step))
         self.log = timed(_CALLBACKS, self._log)
         self.heard = {event: [timed(_CALLBACKS, call) for call in calls] for event, calls in heard.items()}
         stepper = trainer.stepper

@@ -57,13 +57,13 @@ def throughput(model: TemplateModel, compare: bool = False) -> dict[str, Any]:
     """
     require_init(model)
     model.world.begin("throughput()")
-    with averaged(model.optimizer_list):
+    with averaged(model.optimizer_list), model.stepper.measured():
         figures = _measured(model)
     figures["limit"] = _limit(figures)
     with nothing_written(model):
         _tell(model, figures)
     if compare:
-        with as_found(model, "throughput(compare=True)"):
+        with as_found(model, "throughput(compare=True)"), model.stepper.measured():
             figures["comparison"] = compared(model)
         with nothing_written(model):
             print(f"\n{figures['comparison']}")
@@ -120,9 +120,10 @@ def _reading(model):
 
 
 def _updates(model, batches):
+    train_step = model.stepper.around(model.train_step)
     for group in model.stepper.groups(batches):
         for batch, _ in group:
-            model.train_step(batch)
+            train_step(batch)
         model.stepper.finish_group()
         yield
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -62,6 +63,18 @@ class CompiledStepper(Stepper):
     def around(self, train_step):
         is_plain = getattr(train_step, "__func__", None) is self._plain
         return partial(self._train, train_step) if is_plain else train_step
+
+    @contextmanager
+    def measured(self):
+        """Graphs stay. What is forgotten is how many there are, and that there is none for a batch of another size."""
+        graphs = [(graph, vars(graph) | {"_seen": dict(graph._seen)}) for graph in (self._whole, self._part)]
+        with super().measured():
+            self._look = None  # the training has its mistakes looked for, and not this
+            try:
+                yield
+            finally:
+                for graph, own in graphs:
+                    vars(graph).update(own | {"_call": graph._call})
 
     def _train(self, train_step, batch):
         if type(self._weight) is not float or not self._weight:

@@ -12,7 +12,7 @@ What is switched off is not called at all: a call costs an update about 1 us whe
 """
 
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any
@@ -166,6 +166,17 @@ class Stepper:
     def around(self, train_step):
         """What the loop calls in the place of ``train_step``."""
         return train_step
+
+    @contextmanager
+    def measured(self):
+        """Updates in here are not those of a training: the next one behind it finds what it would have found without."""
+        own = dict(vars(self))
+        try:
+            yield
+        finally:
+            vars(self).update(own)
+            for name in vars(self).keys() - own:
+                delattr(self, name)
 
     def backward(self, loss, index=None, retain_graph=None):
         """Add the gradients of ``loss``, a 0-dim tensor: the mean over the micro-batch's samples, or their sum where losses
