@@ -92,7 +92,7 @@ def run_parts(parts, minutes, report):
             for found in part.measure(clock):
                 report.add(found)
         except OutOfTime:
-            report.add(LeftOut(f"the rest of {part.name}", USED_UP))
+            report.add(LeftOut(f"the rest of {part.name}" if report.part["rows"] else part.name, USED_UP))
         except Exception:
             report.fail(traceback.format_exc())
         report.end()

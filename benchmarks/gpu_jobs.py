@@ -44,14 +44,14 @@ class Residual(nn.Module):
         return functional.relu(self.body(x) + self.shortcut(x))
 
 
-def resnet(width=64):
-    """18 layers for images [B, 3, 32, 32]; ``width`` channels in the first."""
+def resnet(width=64, stages=4):
+    """18 layers for images [B, 3, 32, 32], or fewer; ``width`` channels in the first."""
     blocks = []
-    for stage in range(4):
+    for stage in range(stages):
         channels = width << stage
         blocks += [Residual(channels // 2 if stage else width, channels, 2 if stage else 1), Residual(channels, channels, 1)]
     return nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), *blocks,
-                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * width, 10))
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width << (stages - 1), 10))
 
 
 class Transformer(nn.Module):
@@ -84,7 +84,7 @@ def sentences(count, generator):
 
 RESIDUAL, TRANSFORMER = "Residual network", "Transformer"
 NETWORKS = {  # (network, a tiny one to try the program, data, batch size)
-    RESIDUAL: (resnet, lambda: resnet(4), images, 256),
+    RESIDUAL: (resnet, lambda: resnet(4, stages=1), images, 256),
     TRANSFORMER: (Transformer, lambda: Transformer(width=16, layers=1), sentences, 64),
 }
 
