@@ -3,6 +3,8 @@
 # make test: sets up .venv and runs all tests, in about ten minutes on two cores; the slowest ten are listed at the end.
 # make faults: kills, damages, full disks and hostile files in great number, 15 to 30 minutes, with a table of figures.
 # make examples: sets up .venv, runs every script of examples/ and prints what each reached. ARGS="gan basics" runs these.
+# make examples-vision: those that train models of torchvision, timm, segmentation-models-pytorch and ultralytics, in
+#   .venv-vision with a torch of its own: 6 GB.
 # make trackers: the trackers with their packages, each in an environment of its own in .venv-trackers.
 # make bench: sets up .venv and prints what updates, checkpoints and imports cost here, in about ten minutes.
 PYTHON ?= python3
@@ -11,7 +13,7 @@ BIN := $(VENV)/bin
 # Two processes, one for each core of a small machine; the one that is done first takes over tests of the other.
 WORKERS := -n 2 --dist worksteal
 
-.PHONY: install train examples quick test faults trackers lint bench clean
+.PHONY: install train examples examples-vision quick test faults trackers lint bench clean
 
 install: $(VENV)/.train
 
@@ -20,6 +22,9 @@ train: $(VENV)/.train
 
 examples: $(VENV)/.examples
 	$(BIN)/python -m examples $(ARGS)
+
+examples-vision: .venv-vision/.done
+	.venv-vision/bin/python -m examples $(or $(ARGS),vision_libraries)
 
 quick: $(VENV)/.test
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow" $(ARGS)
@@ -63,10 +68,15 @@ $(VENV)/.examples: setup.cfg constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e ".[examples]"
 	touch $@
 
+.venv-vision/.done: setup.cfg constraints-vision.txt
+	test -x .venv-vision/bin/python || $(PYTHON) -m venv .venv-vision
+	.venv-vision/bin/python -m pip install -c constraints-vision.txt -e ".[examples-vision]"
+	touch $@
+
 $(VENV)/.test: setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[test,lint]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-trackers build *.egg-info
+	rm -rf $(VENV) .venv-trackers .venv-vision build *.egg-info

@@ -1,6 +1,7 @@
 """Run the scripts of this folder one after the other, and print what each of them reached.
 
-    python -m examples                       # all of them; make examples does the same in .venv
+    python -m examples                       # all but those of vision_libraries/; make examples does the same in .venv
+    python -m examples vision_libraries      # these; make examples-vision does the same in .venv-vision
     python -m examples regression gan        # some, by name or by folder: python -m examples basics
     python -m examples --list                # their names
 
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
+OWN_ENVIRONMENT = "vision_libraries"  # these need torchvision, and with it another torch
 NUMBER = r"(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|nan|-?inf)"
 LAST_LINE = re.compile(rf"(?P<name>\S.*?) {NUMBER} \((?P<rule>at least|at most) {NUMBER}; (?P<baseline>\S.*?) {NUMBER}\)")
 
@@ -63,7 +65,7 @@ def name_of(script):
 
 
 def chosen(names):
-    """The scripts of these names or folders."""
+    """The scripts of these names or folders; without names, those that run in the main environment."""
     wanted = {}
     for name in names:
         found = [script for script in scripts() if name in (name_of(script), script.stem)
@@ -71,7 +73,7 @@ def chosen(names):
         if not found:
             raise SystemExit(f"There is no example {name!r}. There are: {', '.join(map(name_of, scripts()))}.")
         wanted |= dict.fromkeys(found)
-    return list(wanted) if names else scripts()
+    return list(wanted) if names else [script for script in scripts() if script.parent.name != OWN_ENVIRONMENT]
 
 
 def run(script):

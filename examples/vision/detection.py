@@ -29,10 +29,20 @@ def made(count, size, seed):
                 taken |= box
                 inside = (torch.hypot(dx, dy), torch.maximum(dx, dy), dx + dy)[kind] < 1
                 image[inside] += 0.4 * gray + math.copysign(0.2, gray)
-                annotations.append({"image_id": number, "category_id": kind + 1, "bbox": [left, top, width, height]})
+                polygon = outline(kind, left + width / 2, top + height / 2, width / 2, height / 2)
+                annotations.append({"image_id": number, "category_id": kind + 1, "bbox": [left, top, width, height],
+                                    "segmentation": [polygon]})
     categories = [{"id": number, "name": name} for number, name in enumerate(("ellipse", "rectangle", "diamond"), 1)]
     sizes = [{"id": number, "width": size, "height": size} for number in range(count)]
     return images, {"images": sizes, "annotations": annotations, "categories": categories}
+
+
+def outline(kind, x, y, width, height):
+    """A polygon around a shape that reaches so far from its center, as COCO has it: [x, y, x, y, …]."""
+    turns = [2 * math.pi * step / 24 for step in range(24)]
+    points = [[(math.cos(turn), math.sin(turn)) for turn in turns],
+              [(-1, -1), (1, -1), (1, 1), (-1, 1)], [(0, -1), (1, 0), (0, 1), (-1, 0)]][kind]
+    return [place for dx, dy in points for place in (x + dx * width, y + dy * height)]
 
 
 def read(folder, size):

@@ -1,5 +1,6 @@
 """The scripts of ``examples/``: each runs in a small setting and beats a trivial answer, and the README names them all."""
 
+import ast
 import os
 import re
 import runpy
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib import import_module
 from pydoc_data.topics import topics
 
 import pytest
@@ -74,6 +76,7 @@ ELSEWHERE = {
     "image_generation/train_imgen": "tests/examples/test_image_generation.py",
     "language": "tests/examples/test_language.py",
     "styles": "tests/tools/test_lightning.py",
+    "vision_libraries": "make examples-vision, in an environment of its own; what can be tested without it is below",
 }
 SCRIPTS = {runner.name_of(script): script for script in runner.scripts()}
 README = ROOT / "examples/README.md"
@@ -101,6 +104,24 @@ def test_fine_tuning_does_better_than_training_from_scratch_and_than_guessing(ca
     printed, figure = printed_by("basics/fine_tuning", capsys, seeds=1, pretrain_epochs=3, epochs=7)
     tuned, scratch = map(float, re.search(r"fine-tuned (\S+), from scratch (\S+)$", printed, re.M).groups())
     assert figure.value == tuned > 0.7 and tuned > scratch > figure.baseline_value and 0.2 <= figure.baseline_value < 0.21
+
+
+OF_LIBRARIES = [name for name in SCRIPTS if name.startswith("vision_libraries/")]
+
+
+@pytest.mark.parametrize("name", [*OF_LIBRARIES, "vision_libraries/instances"])
+def test_what_a_script_for_other_libraries_takes_from_here_exists(name):
+    tree = ast.parse((README.parent / f"{name}.py").read_text(encoding="utf-8"))
+    taken = [(node.module, part.name) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for part in node.names
+             if node.module.split(".")[0] in ("examples", "template")]
+    assert taken
+    for module, part in taken:
+        assert (README.parents[1] / module.replace(".", "/") / f"{part}.py").exists() or hasattr(import_module(module), part)
+
+
+def test_the_scripts_for_other_libraries_are_run_by_name_alone():
+    assert set(map(runner.name_of, runner.chosen([]))) == SCRIPTS.keys() - set(OF_LIBRARIES)
+    assert list(map(runner.name_of, runner.chosen(["vision_libraries"]))) == OF_LIBRARIES and OF_LIBRARIES
 
 
 def test_every_script_is_tested_here_or_elsewhere():
