@@ -1,6 +1,6 @@
 """Object detection by torchvision's Faster R-CNN, trained with its own losses; the figure is COCO's mAP.
 
-    python examples/vision_libraries/faster_rcnn.py                     # a minute on two cores
+    python examples/vision_libraries/faster_rcnn.py                     # a minute on one core
     python examples/vision_libraries/faster_rcnn.py --folder my_data    # images, and annotations.json in COCO's form
     python examples/vision_libraries/faster_rcnn.py --pretrained        # begin with weights that torchvision downloads
     python examples/vision_libraries/faster_rcnn.py --resume auto       # go on where it stopped
