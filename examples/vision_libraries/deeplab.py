@@ -1,6 +1,6 @@
 """Segmentation by DeepLabV3+ of segmentation-models-pytorch, with the library's losses and a pretrained encoder on request.
 
-    python examples/vision_libraries/deeplab.py                         # a minute on one core
+    python examples/vision_libraries/deeplab.py                         # a minute and a half on one core
     python examples/vision_libraries/deeplab.py --folder VOC2012        # a folder as that of Pascal VOC, see below
     python examples/vision_libraries/deeplab.py --pretrained            # begin with an encoder that the library downloads
     python examples/vision_libraries/deeplab.py --resume auto           # go on where it stopped
@@ -87,7 +87,7 @@ class Trainer(TemplateModel):
         self.eval_metrics = {"iou": confusion.iou("macro"), "class": confusion.iou(None)}
         self.lr_scheduler_type, self.key_metric = "onecycle", "iou"
         self.ckpt_dir, self.keep_checkpoints = "check_point/deeplab", 1
-        self.callbacks = [SampleOutputs(predictions, every=4)]
+        self.callbacks = [SampleOutputs(predictions, every=2)]
 
 
 def predictions(trainer):
