@@ -61,7 +61,8 @@ def test_each_block_that_needs_another_library_is_checked():
     assert BLOCKS.keys() == CHECKS.keys()
 
 
-@pytest.mark.parametrize("library", CHECKS)
+@pytest.mark.parametrize("library", [
+    pytest.param(library, marks=[pytest.mark.slow] * (library == "transformers")) for library in CHECKS])
 def test_the_callback_of_the_docs_logs_what_the_library_measures(library, tmp_path):
     if importlib.util.find_spec(library) is None or library == "transformers" and not importlib.util.find_spec("accelerate"):
         pytest.skip(f"needs {library}: pip install {'transformers[torch]' if library == 'transformers' else library}")
