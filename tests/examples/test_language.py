@@ -1,5 +1,6 @@
 """The scripts of ``examples/language/``, compared with what other code gives."""
 
+import re
 import runpy
 from functools import partial
 
@@ -123,12 +124,17 @@ def test_in_small_settings_the_scripts_with_transformers_run_and_go_on_where_the
         runpy.run_path(str(FOLDER / f"{name}.py"))["main"](**settings)
         return capsys.readouterr().out
 
+    def ranks(said):
+        return [int(rank) for rank in re.findall(": rank ([0-9]+)", said)]
+
     few = {"count": 16, "held_out": 16, "epochs": 1}
-    for name, settings in {"chat": {"count": 60, "epochs": 2}, "lora": {**few, "quantize": True}}.items():
+    for name, settings in {"chat": {"count": 60, "epochs": 2}, "lora": {**few, "quantize": True},
+                           "adalora": {**few, "count": 48}}.items():
         said = run(name, **settings)
         said_again = run(name, **settings, resume="auto")
         assert runner.Figure.of(said_again) == runner.Figure.of(said) is not None, name
         assert "load model state from" in said_again, name
+    assert sum(ranks(said)) == 6 * 4 and ranks(said_again) == ranks(said)     # of the last one, AdaLoRA
     assert runner.Figure.of(run("ner", **few)) is not None
     figure = runner.Figure.of(run("text_classification", count=80, held_out=48, epochs=1))
     assert figure.value > figure.baseline_value + 0.05
