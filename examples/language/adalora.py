@@ -65,16 +65,17 @@ class Ranks(Callback):
     KNOWN = ("ipt", "exp_avg_ipt", "exp_avg_unc")       # how much the loss depends on each number
 
     def __init__(self, adapters, trainer):
-        self.allocator, self.config = adapters.rankallocator, adapters.peft_config["default"]
+        self.adapters, self.allocator, self.config = adapters, adapters.rankallocator, adapters.peft_config["default"]
         trainer.optimizer_list[0].register_step_post_hook(lambda *_: adapters.update_and_allocate(trainer.global_step + 1))
 
     def state_dict(self):
         return {"rank_pattern": self.config.rank_pattern, **{name: getattr(self.allocator, name) for name in self.KNOWN}}
 
     def load_state_dict(self, state):
+        device = next(self.adapters.parameters()).device
         self.config.rank_pattern = state["rank_pattern"]
         for name in self.KNOWN:
-            setattr(self.allocator, name, state[name])
+            setattr(self.allocator, name, {key: value.to(device) for key, value in state[name].items()})
 
 
 class Trainer(TemplateModel):

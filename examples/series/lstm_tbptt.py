@@ -84,7 +84,7 @@ class Trainer(TemplateModel):
         super().__init__()
         net = CarriedLSTM(table.shape[1], width, carries)
         self.model_list = [net]
-        self.optimizer_list = [torch.optim.Adam(net.parameters(), 5e-3)]
+        self.optimizer_list = [torch.optim.Adam(net.parameters(), 1e-2)]
         self.criterion = nn.L1Loss()
         cut = len(table) // 5 * 4
         self.train_loader = DataLoader(Windows(table[:cut], length), None)              # in this order, and no other
