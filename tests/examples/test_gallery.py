@@ -30,6 +30,7 @@ SMALL = {
     "beyond/kfold": ({"k": 3, "epochs": 8}, 0.9),
     "beyond/sam_and_lbfgs": ({"epochs": 15, "width": 64}, 0.75),
     "beyond/search": ({"trials": 3, "epochs": 4}, 0.8),
+    "beyond/wgan_gp": ({"epochs": 20, "judge_epochs": 4, "eval_every": 20}, 2.0),
     "features/accumulation": ({"epochs": 2}, 0.7),
     "features/accumulators": ({"epochs": 2}, 0.7),
     "features/basic": ({"epochs": 3}, 0.8),
@@ -63,7 +64,7 @@ SMALL = {
 }
 LONGER = {  # than a second or two
     "basics/gan", "basics/unet",
-    "beyond/distillation", "beyond/kfold", "beyond/sam_and_lbfgs", "beyond/search",
+    "beyond/distillation", "beyond/kfold", "beyond/sam_and_lbfgs", "beyond/search", "beyond/wgan_gp",
     "features/hyper_parameters", "features/interpretation", "features/metrics", "features/schedules",
     "reinforcement/dqn",
     "series/lstm_tbptt",
