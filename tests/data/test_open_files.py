@@ -163,9 +163,8 @@ def test_nor_with_persistent_workers(is_split):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_persistent", [True, False])
-def test_nor_with_workers_that_are_spawned(is_persistent):
-    options = dict(num_workers=1, multiprocessing_context="spawn", persistent_workers=is_persistent)
+def test_nor_with_workers_that_are_spawned():
+    options = dict(num_workers=1, multiprocessing_context="spawn")
     assert_all_samples_are_right("raw", True, options, options, epochs=1)
 
 

@@ -13,10 +13,10 @@ from tiny import tiny_data, tiny_model
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])
-def ranks(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
     """``(results by rank, folder, stdout, stderr)``."""
-    return in_ranks(request.param, "evaluation_job", tmp_path_factory)
+    return in_ranks(3, "evaluation_job", tmp_path_factory)
 
 
 @pytest.mark.parametrize("name", ALIKE)

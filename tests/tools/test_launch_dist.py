@@ -13,17 +13,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reas
 
 def test_a_program_gets_what_each_rank_returned_and_trains_like_one_process(tmp_path):
     done = run_python("-m", "launch_job", cwd=tmp_path, env=ENVIRONMENT)
-    found = torch.load("results.pth")
-    results, alone = found["launched"], train(8, epochs=2, ckpt_dir="alone")
+    assert done.stderr == ""
+    results, alone = torch.load("results.pth"), train(8, epochs=2, ckpt_dir="alone")
     assert list(results) == [0, 1] and [results[rank]["rank"] for rank in range(2)] == [0, 1]
     for result in results.values():
         torch.testing.assert_close(result["weights"], alone["weights"], rtol=1e-5, atol=1e-6)
         assert result["updates"] == alone["updates"] == 14, "the keyword arguments arrived"
         assert result["best"] == pytest.approx(alone["best"])
     assert len(history("launched")) == 2
-    message, seconds = found["error"]
-    assert message.startswith("ChildFailedError") and "ZeroDivisionError: in rank 1" in done.stderr
-    assert seconds < 25
 
 
 NOTEBOOK = '''
