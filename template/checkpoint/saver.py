@@ -14,12 +14,15 @@ one failed the process ends with exit code 1. Any other error of the writing is 
 """
 
 import atexit
+import io
 import os
 import sys
 import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor, wait
+
+import torch
 
 from ..output import forks
 from .memory import has_room_for
@@ -209,6 +212,8 @@ class Saver:
 
     def _submit(self, one):
         if self._executor is None:
+            # What this imports is there then: a fork within an import of the thread would leave a lock shut for ever.
+            torch.save(None, io.BytesIO())
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._unwritten[one.path] = one
         one.has_begun, one.began = not self.is_writing(), time.monotonic()  # with nothing to wait for it is always written

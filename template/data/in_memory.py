@@ -98,21 +98,36 @@ class TensorLoader:
         """
         order_N = self.order(seed, epoch)
         generators = own_generators(self.transform)
-        for run in _runs(numbered, 1 if torch.is_grad_enabled() else self._many()):
-            chosen = slice(run[0][1].start, run[-1][1].stop)
+        together = None
+        if not torch.is_grad_enabled() and self._many() > 1:
+            numbered = list(numbered)
+            together = self._together(order_N, [bounds for _, bounds in numbered])
+        for number, bounds in numbered:
+            chosen = slice(bounds.start, bounds.stop)
+            if together is not None:
+                batch = next(together)
+            elif self.shuffle:
+                chosen_B = order_N[chosen]
+                batch = tuple([tensor.index_select(0, chosen_B) for tensor in self.tensors])
+            else:  # a slice is a view: what is done to the batch in place must not reach the data
+                batch = tuple([tensor[chosen].clone() for tensor in self.tensors])
+            if self.transform is not None:
+                devices = {tensor.device for tensor in batch if tensor.is_cuda}
+                reseed(generators, derive(seed, epoch, number))
+                with sample_rng(derive(seed, epoch, number), devices):
+                    batch = self.transform(*batch)
+            yield batch
+
+    def _together(self, order_N, all_bounds):
+        """The same batches; those that follow one another in the order are copied at once."""
+        for run in _runs(all_bounds, self._many()):
+            chosen = slice(run[0].start, run[-1].stop)
             if self.shuffle:
                 chosen_N = order_N[chosen]
                 wholes = [tensor.index_select(0, chosen_N) for tensor in self.tensors]
-            else:  # a slice is a view: what is done to the batch in place must not reach the data
+            else:
                 wholes = [tensor[chosen].clone() for tensor in self.tensors]
-            parts = [_apart(whole, [len(bounds) for _, bounds in run]) for whole in wholes]
-            for (number, _), batch in zip(run, zip(*parts)):
-                if self.transform is not None:
-                    devices = {tensor.device for tensor in batch if tensor.is_cuda}
-                    reseed(generators, derive(seed, epoch, number))
-                    with sample_rng(derive(seed, epoch, number), devices):
-                        batch = self.transform(*batch)
-                yield batch
+            yield from zip(*[_apart(whole, [len(bounds) for bounds in run]) for whole in wholes])
 
     def _many(self):
         """How many batches are copied at once in an evaluation, whose data nobody changes meanwhile. Only one where a batch
@@ -129,14 +144,14 @@ class TensorLoader:
         return order_N.to(self.tensors[0].device)
 
 
-def _runs(numbered, most):
-    """Lists of batches that follow one another in the order, each of at most so many."""
-    run: list[Any] = []
-    for number, bounds in numbered:
-        if run and (len(run) == most or bounds.start != run[-1][1].stop):
+def _runs(all_bounds, most):
+    """Lists of ranges that follow one another, each of at most so many."""
+    run: list[range] = []
+    for bounds in all_bounds:
+        if run and (len(run) == most or bounds.start != run[-1].stop):
             yield run
             run = []
-        run.append((number, bounds))
+        run.append(bounds)
     if run:
         yield run
 

@@ -181,3 +181,23 @@ def test_clean_up_of_callbacks_is_the_parent_s():
     assert not list(Path().glob("cleaned*"))
     trainer.close()
     assert [path.name for path in Path().glob("cleaned*")] == [f"cleaned by {os.getpid()}"]
+
+
+IMPORTS = """
+import sys, threading
+
+class Note:
+    def find_spec(self, name, path=None, target=None):
+        if threading.current_thread() is not threading.main_thread():
+            print("imported by", threading.current_thread().name, name)
+
+sys.meta_path.insert(0, Note())
+from tiny import tiny_trainer
+tiny_trainer(use_tb=True).fit(2)
+"""
+
+
+def test_threads_import_nothing_since_a_fork_within_an_import_would_leave_its_lock_shut(tmp_path):
+    """The child of such a fork would wait for ever at the same import."""
+    done = run_python("-c", IMPORTS, cwd=tmp_path, env={"PYTHONPATH": PATH})
+    assert "2 epochs done" in done.stdout and "imported by" not in done.stdout
