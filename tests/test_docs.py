@@ -79,6 +79,7 @@ def project(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_the_quick_start_is_short_and_learns(tmp_path):
     script = code_of(ENGLISH, "python")[0]
     assert len([line for line in script.splitlines() if line.strip()]) <= 22
@@ -117,6 +118,7 @@ def test_every_sh_block_runs_as_written(page, tmp_path):
         bash(commands, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_upgrade_commands_run_as_written(tmp_path):
     copied, plain, newer, lean = code_of(UPGRADE, "sh")
     clone, old_project = tmp_path / "pytorch-training-template", tmp_path / "old_project"

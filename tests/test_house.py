@@ -94,6 +94,7 @@ def test_imports_point_down(path):
         assert is_below or is_left, where
 
 
+@pytest.mark.slow
 def test_no_imports_go_in_a_circle():
     imported = {path.relative_to(PACKAGE).with_suffix("").as_posix(): set(files_imported(path)) for path in FILES}
     left = {name for name in imported if name != "__init__"}
@@ -102,6 +103,7 @@ def test_no_imports_go_in_a_circle():
     assert not left, f"these import each other: {sorted(left)}"
 
 
+@pytest.mark.slow
 def test_each_room_s_door_says_what_each_file_of_it_answers_and_loads_nothing():
     print(floors_as_text())
     for door in (path for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE):
@@ -116,6 +118,7 @@ def test_each_room_s_door_says_what_each_file_of_it_answers_and_loads_nothing():
         assert is_known or len(tree.body) == 1, f"{door} does more than to say what is behind it"
 
 
+@pytest.mark.slow
 def test_upgrade_stands_alone_it_imports_the_standard_library_only_and_nothing_imports_it():
     imports = list(imports_of(PACKAGE / "upgrade.py"))
     assert not [module for level, module, _, _ in imports if level]
@@ -212,6 +215,7 @@ def test_any_callback_may_be_deleted_and_the_rest_still_trains(tmp_path):
     assert not list(tmp_path.glob("check_point/*/history.csv"))
 
 
+@pytest.mark.slow
 def test_importing_the_package_brings_no_heavy_module_that_is_not_used(tmp_path):
     heavy = ["tensorboard", "torch.utils.tensorboard", "matplotlib", "tqdm", "torchsummary", "torchinfo", "sklearn"]
     code = ("import torch, sys; before = set(sys.modules); import template; from template.template import TemplateModel; "
@@ -219,6 +223,7 @@ def test_importing_the_package_brings_no_heavy_module_that_is_not_used(tmp_path)
     assert run_python("-c", code, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "FORK_SERVER": "0"}).stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_a_public_name_whose_file_was_deleted_is_an_error_that_says_how_to_get_it(tmp_path):
     subprocess.run(["cp", "-r", str(PACKAGE), str(tmp_path / "utils")], check=True)
     (tmp_path / "utils/callbacks/profile.py").unlink()

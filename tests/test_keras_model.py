@@ -577,6 +577,7 @@ def captchas(count, seed):
     return TensorDataset(images, targets, torch.full((count,), 8), torch.full((count,), 2))
 
 
+@pytest.mark.slow
 def test_a_crnn_with_ctc_learns_by_a_step_of_its_own():
     torch.manual_seed(0)
     net = Crnn()
@@ -738,6 +739,7 @@ def test_two_processes_give_the_numbers_and_the_weights_of_one(tmp_path):
     assert all(torch.allclose(mine, theirs, atol=1e-6) for mine, theirs in zip(found["weights"], weights_of(alone)))
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_what_other_processes_did_and_back(monkeypatch):
     monkeypatch.setattr(launcher, "launch", lambda function, num_processes, package: {0: function(package)})  # in this one
     once, model = stepping(), stepping()

@@ -209,6 +209,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attributes", RUNS.values(), ids=RUNS)
 def test_a_run_continued_at_an_epoch_or_in_the_middle_of_one_ends_with_the_same_bits(attributes):
     class Interrupt(Callback):
@@ -633,6 +634,7 @@ def test_a_drawn_seed_is_printed_stored_and_taken_up_again(capsys):
     assert resumed.seed == trainer.seed
 
 
+@pytest.mark.slow
 def test_memory_of_tensors_does_not_grow_over_an_epoch(new_tensors):
     live = []
 

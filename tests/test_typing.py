@@ -55,6 +55,7 @@ CHECKED = ["Metric", "Score", "Hooks", *(name for name in template.__all__ if na
 # --- what the source says ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_type_checkers_are_told_the_names_that_the_package_gives():
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     (block,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]

@@ -533,6 +533,7 @@ def test_a_stamp_whose_commit_is_not_upstream_leads_to_the_tag_of_its_version(ho
     assert house.text("loop.py") == edited((9, "theirs = 1"))
 
 
+@pytest.mark.slow
 def test_it_upgrades_itself_by_path_while_conflict_markers_stand_in_init_and_never_imports_the_copy(house, tmp_path):
     script = (ROOT / "template/upgrade.py").read_text()
     trap = f"open({str(tmp_path / 'trapped')!r}, 'w')\n"
@@ -850,6 +851,7 @@ def outside_of_conflicts(lines):
     return kept
 
 
+@pytest.mark.slow
 @RELAXED
 @given(EDITS, EDITS, st.booleans())
 def test_lines_that_one_side_changed_survive_any_merge(mine, theirs, crlf):
@@ -1008,6 +1010,7 @@ def test_an_interruption_at_any_file_operation_leaves_the_copy_as_before_or_as_a
         print(f"\n{how}: {count()} file operations; right after it the copy was {outcomes}")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_copy_that_was_killed_half_way_is_made_anew_by_the_next_start(house):
     halves = set()
@@ -1373,6 +1376,7 @@ def test_a_lean_copy_of_the_flat_folder_takes_the_rooms_and_stays_lean(tmp_path)
     assert "ended after epoch 1" in flat.train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("age", ["old", "present"])
 def test_edits_in_files_of_the_flat_folder_that_were_rewritten_are_never_lost_silently(tmp_path, age):
     """git finds such a move only in the commit that made it, where the present upgrade.py looks too."""

@@ -196,6 +196,7 @@ def picture(folder):
         return np.asarray(image.convert("RGB"))
 
 
+@pytest.mark.slow
 def test_the_picture_shows_the_data(curves):
     tiny_trainer(ckpt_dir="a/run").fit(4)
     tiny_trainer(ckpt_dir="b/run").fit(4)
@@ -253,6 +254,7 @@ class Clock:
         return self
 
 
+@pytest.mark.slow
 def test_all_pictures_together_take_one_percent_of_the_time_and_the_last_one_is_drawn(monkeypatch, curves):
     clock = Clock(of_an_epoch=100, of_a_picture=8).run(monkeypatch, 50)
     assert clock.drawn == [1, 16, 24, 32, 40, 48, 50]  # the first is expected to take a second
@@ -277,6 +279,7 @@ def test_a_run_of_one_epoch_has_a_picture(curves):
     assert picture("run").shape[0] > 500
 
 
+@pytest.mark.slow
 def test_the_picture_of_a_resumed_run_shows_all_of_it(monkeypatch, curves):
     monkeypatch.setattr(history, "_FEWEST", 1)
     monkeypatch.setattr(history, "_MOST", 2)
@@ -319,6 +322,7 @@ def test_drawing_leaves_the_users_figures_and_backend_alone(curves):
     plt.switch_backend(before)
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_written_is_told_and_the_old_one_stays(monkeypatch, capsys, curves):
     trainer = tiny_trainer(ckpt_dir="run")
     trainer.fit(2)

@@ -58,6 +58,7 @@ def later(folder, **attributes):
 # --- growth -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_epoch_sixty_is_no_larger_than_that_of_epoch_ten():
     trainer = tiny_trainer(ckpt_dir="run", keep_checkpoints=3)
     sizes, held = {}, []

@@ -65,6 +65,7 @@ def test_samples_and_counts_are_those_of_all_losses(k, largest, at_once, monkeyp
     assert np.array_equal(callback.confusion[""], confusion_matrix(Y, predicted))
 
 
+@pytest.mark.slow
 def test_the_files_hold_the_same(pictures):
     callback = Interpret(k=5, class_names=["ant", "bee", "cow"])
     trainer = run(callback, use_tb=True)

@@ -196,6 +196,7 @@ def test_the_rows_of_the_history_are_those_of_a_live_plot_that_goes_on():
     assert plot._look() == "epoch 5, best acc 0.875 (epoch 4)"
 
 
+@pytest.mark.slow
 def test_the_best_of_ten_thousand_rows_is_told_though_most_are_not_held(monkeypatch):
     plot = LivePlot(where="nowhere")
     for number in range(1, 10_001):

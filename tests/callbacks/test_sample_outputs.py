@@ -35,6 +35,7 @@ def test_several_pictures_and_a_file_for_each_epoch():
     assert names == ["a_epoch1.txt", "a_epoch2.txt", "b_epoch1.png", "b_epoch2.png"]
 
 
+@pytest.mark.slow
 def test_evaluations_within_an_epoch_have_files_and_steps_of_their_own():
     trainer = Tiny(callbacks=[SampleOutputs(lambda trainer: {"a": torch.rand(8, 8), "b": "text"}, keep_all=True),
                               Interpret(k=2)], eval_per_steps=4, ckpt_dir="run")

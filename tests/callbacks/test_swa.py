@@ -230,6 +230,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", [12, 15, 18])
 def test_a_resumed_run_ends_with_the_same_bits(update):
     class Kill(Callback):

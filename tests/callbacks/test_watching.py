@@ -21,6 +21,7 @@ def build(folder, *more):
     return trainer
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_in_the_middle_of_an_epoch_goes_on_with_all_of_them():
     whole = build("whole")
     whole.fit(4)

@@ -77,6 +77,7 @@ plain_data = st.recursive(
 names = st.text().filter(lambda name: name != "shards")  # which is reserved; hypothesis draws strings from the source too
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.dictionaries(names, plain_data))
 @example({"callbacks": {"shards": None}})  # further down it is a name like any other
@@ -319,6 +320,7 @@ def test_a_flipped_bit_anywhere_is_noticed_or_harmless():
     assert noticed > 50  # the others hit padding
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_in_the_directory_of_the_file_is_noticed_or_harmless():
     """No checksum covers it, and one bit of it makes torch leave a tensor uninitialised."""
     state = {"model0": torch.randn(6)}

@@ -200,6 +200,7 @@ def test_samples_of_different_shapes_are_refused_with_the_shapes(samples, shapes
         TensorLoader.from_dataset(samples, batch_size=2)
 
 
+@pytest.mark.slow
 def test_what_a_worker_refuses_is_the_same_error():
     shapes = r"(?s)needs samples of one shape, got .*\[2\] at entry 0 and \[3\].*Crop or pad"
     with pytest.raises(ValueError, match=shapes) as refused:
@@ -316,6 +317,7 @@ def no_sample_is_read():
     return mock.patch.object(TensorDataset, "__getitem__", side_effect=AssertionError("a sample was read by itself"))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=80)
 @given(st.data())
 def test_a_sliced_loader_gives_the_batches_that_it_would_give_sample_by_sample(data):

@@ -61,6 +61,7 @@ def cosine(loader, **attributes):
     return tiny_trainer(train_loader=loader, eval_loader=None, lr_scheduler_type="cosine", **attributes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("says, loader", [
     (20, Lying(20)), (3, Lying(3)), (20, DataLoader(TensorDataset(X, Y), 5, sampler=LyingSampler())),
     (8, DataLoader(Shards(), 5, num_workers=3, drop_last=True)),

@@ -131,6 +131,7 @@ def test_the_stream_is_the_same_for_workers_that_are_spawned():
     assert stream(spawned, 2) == stream(make_loader(), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("persistent", [False, True])
 def test_the_stream_is_the_same_for_persistent_workers_over_epochs_breaks_and_resumed_ones(persistent):
     single = make_batches(make_loader(), 3, CPU)
@@ -291,6 +292,7 @@ def jittered(dataset=None, **options):
     return DataLoader(Transformed() if dataset is None else dataset, 5, shuffle=True, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", [lambda: None, lambda: Subset(Subset(Transformed(), range(SAMPLES)), range(SAMPLES))],
                          ids=["in .transform", "through Subset"])
 def test_generators_of_a_dataset_give_one_stream_for_any_number_of_workers_and_restarts(dataset):
@@ -365,6 +367,7 @@ REPLAYED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", REPLAYED)
 def test_what_is_iterated_is_replayed_as_a_function_of_seed_and_epoch(kind):
     used = make_batches(REPLAYED[kind](), 3, CPU)

@@ -144,6 +144,7 @@ def assert_all_samples_are_right(kind, is_split, train=None, evaluation=None, ep
     assert set(trainer.trained).isdisjoint(trainer.evaluated)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_split", [True, False], ids=["random_split", "two files"])
 @pytest.mark.parametrize("kind", ["raw", "zip", "memmap", "h5py", "lmdb"])
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -168,6 +169,7 @@ def test_nor_with_workers_that_are_spawned():
     assert_all_samples_are_right("raw", True, options, options, epochs=1)
 
 
+@pytest.mark.slow
 def test_nor_where_the_workers_of_the_training_stay_and_the_evaluation_has_none():
     """As in a plain loop, in which these workers are there before the evaluation opens the file in the main process."""
     with no_warning():
@@ -185,6 +187,7 @@ def test_nor_in_a_dict_of_loaders_one_of_which_has_no_workers():
     assert trainer.wrong == 0 and len(set(trainer.trained)) == 48 and len(trainer.evaluated) == 16
 
 
+@pytest.mark.slow
 def test_a_file_that_is_open_when_workers_are_forked_is_told_of():
     write_files("a", 0)
     train_loader, eval_loader = loaders("raw", True, dict(num_workers=2))
@@ -307,6 +310,7 @@ class OnDemand:
         return object.__getattribute__(self, name)
 
 
+@pytest.mark.slow
 def test_a_dataset_with_workers_is_touched_in_its_workers_alone():
     """From ``check_init`` to a continued run. Its own batch sampler knows the length, so that torch does not ask for it."""
     def trainer():
@@ -333,6 +337,7 @@ def test_looking_for_generators_asks_an_object_for_nothing():
     assert own_generators([dataset]) == [dataset.rng] and Path("touched").read_text() == ""
 
 
+@pytest.mark.slow
 def test_generators_that_worker_init_fn_makes_are_seeded_too():
     class Drawing(Dataset):
         rng = None

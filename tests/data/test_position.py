@@ -55,6 +55,7 @@ def whole_order(kind, count, epoch, seed):
     return indices(batch)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from(list(DEALT)), st.integers(1, 40),
        st.lists(st.tuples(st.integers(1, 12), st.integers(0, 4)), min_size=2, max_size=4), st.booleans(),
@@ -105,6 +106,7 @@ def test_so_it_is_among_any_number_of_processes_before_and_after(kind, count, si
     assert done == order, "one, two or three processes see what one would, in its order"
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 30), st.integers(1, 30), *[st.integers(1, 9)] * 4, st.integers(0, 6), st.integers(0, 6))
 def test_a_dict_of_loaders_goes_on_with_each_of_them_until_the_longest_is_through(
@@ -133,6 +135,7 @@ def test_a_dict_of_loaders_goes_on_with_each_of_them_until_the_longest_is_throug
     assert stream(then, 3) == stream(joint(then_long, then_short), 3)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 9), st.integers(1, 3), st.integers(1, 3))
 def test_a_dict_of_the_same_loaders_goes_on_as_if_it_had_not_stopped(long, short, steps, ranks, ranks_then):

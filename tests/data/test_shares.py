@@ -279,6 +279,7 @@ def test_in_a_dict_every_sample_of_the_longer_loader_counts_once_where_nothing_c
     assert long == sorted(zip(*plain(tiny_data(23))))
 
 
+@pytest.mark.slow
 def test_workers_read_each_rank_its_share():
     def loader():
         return DataLoader(Augmented(), 4, shuffle=True, collate_fn=mixing, num_workers=2)

@@ -29,6 +29,7 @@ class BrokenStream(IterableDataset):
         raise ValueError("a file that cannot be read")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", [Broken(), BrokenStream()], ids=["by number", "stream"])
 def test_workers_are_gone_behind_an_error_of_the_dataset(dataset):
     """The error holds itself. What ends only as garbage takes five seconds of waiting for each worker."""
@@ -43,6 +44,7 @@ def test_workers_are_gone_behind_an_error_of_the_dataset(dataset):
         gc.enable()
 
 
+@pytest.mark.slow
 def test_workers_are_gone_where_the_loop_is_left_and_persistent_ones_stay_for_the_next_epoch():
     for options, left in (({}, 0), ({"persistent_workers": True}, 2)):
         batches = make_batches(DataLoader(Augmented(12), 4, num_workers=2, **options), 3, CPU)

@@ -42,6 +42,7 @@ class StopAt(Callback):
             model.should_stop = "now"
 
 
+@pytest.mark.slow
 def test_psnr_ssim_and_perplexity_are_those_of_scikit_image_and_scipy(example, capsys):
     trainer = build(example, count=48)
     trainer.fit(1)
@@ -62,6 +63,7 @@ def test_psnr_ssim_and_perplexity_are_those_of_scikit_image_and_scipy(example, c
     assert found["perplexity"] == pytest.approx(np.exp(entropy(np.bincount(codes))), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_within_an_epoch_ends_with_the_same_bits(example):
     whole = build(example, "--save_dir", "check_point/whole")
     whole.fit(2)

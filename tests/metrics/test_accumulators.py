@@ -176,6 +176,7 @@ def average_precision(pred, y):
     return sk.average_precision_score(y, pred)
 
 
+@pytest.mark.slow
 @MODERATE
 @given(st.integers(2, 60), st.integers(1, 13), st.integers(0, 10**6), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_stored_scores_equal_scikit_learn_on_the_whole_epoch(count, batch_size, seed, dtype):
@@ -408,6 +409,7 @@ def test_a_batch_that_may_be_read_in_two_ways_is_counted_in_the_way_of_the_certa
 # --- Confusion ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @MODERATE
 @given(classified(), st.sampled_from(AVERAGES), st.sampled_from(["indices", "scores", "bf16 scores"]))
 def test_confusion_scores_equal_scikit_learn_however_the_epoch_is_split(case, average, kind):
@@ -423,6 +425,7 @@ def test_confusion_scores_equal_scikit_learn_however_the_epoch_is_split(case, av
     assert np.array_equal(confusion.compute().numpy(), expected_counts)
 
 
+@pytest.mark.slow
 @MODERATE
 @given(classified(max_classes=2))
 def test_binary_scores_equal_scikit_learn(case):
@@ -436,6 +439,7 @@ def test_binary_scores_equal_scikit_learn(case):
         assert computed == pytest.approx(expected_scores(y, pred, "binary"), rel=1e-12, abs=1e-12)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(2, 5), st.sampled_from(AVERAGES),
        st.integers(0, 10**6))
@@ -450,6 +454,7 @@ def test_images_of_classes_are_counted_pixel_by_pixel(count, height, width, num_
     assert computed == pytest.approx(expected_scores(y, pred, average), rel=1e-12, abs=1e-12)
 
 
+@pytest.mark.slow
 @MODERATE
 @given(classified(), st.sampled_from(AVERAGES))
 def test_objects_made_anew_for_each_batch_and_made_once_give_the_same_result(case, average):
@@ -604,6 +609,7 @@ class Largest(Metric):
         self.values[:] = state["values"]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(classified(), st.integers(1, 4), st.booleans(), st.booleans())
 def test_reduced_over_ranks_everything_equals_the_single_process_value(case, ranks, once, matrix_first):
@@ -679,6 +685,7 @@ def test_torchmetrics_of_some_batches_count_once_whichever_rank_had_them():
     assert computed_by_ranks(epochs) == [{"all": 3.5, "mean": 5.0}] * 2
 
 
+@pytest.mark.slow
 @MODERATE
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=9), st.integers(1, 4), st.booleans(), st.integers(1, 2))
 def test_stored_predictions_come_in_the_order_of_the_loader_however_many_ranks_there_are(counts, ranks, once, updates):

@@ -28,6 +28,7 @@ def expected(scores, y):
             "ks": ks_2samp(scores[y == 1], scores[y == 0]).statistic}
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(cases())
 def test_they_equal_scikit_learn_and_scipy_also_where_scores_are_alike(case):

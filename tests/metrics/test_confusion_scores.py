@@ -58,6 +58,7 @@ def scores_of(confusion):
             "linear": confusion.kappa("linear"), "quadratic": confusion.kappa("quadratic")}
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(labels())
 def test_all_scores_equal_scikit_learn(case):

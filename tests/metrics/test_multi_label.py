@@ -21,6 +21,7 @@ def scores_of(multi):
             "macro_precision": multi.precision("macro"), "macro_iou": multi.iou("macro")}
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 25), st.integers(1, 5), st.integers(1, 7))
 def test_all_scores_equal_scikit_learn(seed, count, num_labels, size):

@@ -328,6 +328,7 @@ class Plain(nn.Module):
         return self.layer(x).tanh()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [lambda model, backend: model.compile(backend=backend) or model,
                                       lambda model, backend: torch.compile(model, backend=backend)])
 def test_a_compiled_model_works_and_runs_once_per_batch(compiled):

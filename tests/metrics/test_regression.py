@@ -30,6 +30,7 @@ def cases(draw):
     return pred + offset, y + offset, draw(st.integers(1, 12))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(cases())
 def test_they_equal_scikit_learn_and_scipy_in_one_pass(case):

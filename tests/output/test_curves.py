@@ -39,6 +39,7 @@ def lines_of(panel):
     return {line.get_label(): (line.get_xdata().tolist(), line.get_ydata().tolist()) for line in panel.lines}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, columns, lines", [(1, 2, 1), (3, 2, 2), (5, 3, 2), (9, 4, 3), (11, 4, 3), (80, 4, 5),
                                                     (400, 4, 6)])
 def test_the_panels_stand_in_a_grid_of_the_size_of_a_page(number, columns, lines):
@@ -50,6 +51,7 @@ def test_the_panels_stand_in_a_grid_of_the_size_of_a_page(number, columns, lines
     assert (round(width / 420), round((height - 30) / 290)) == (columns, lines)
 
 
+@pytest.mark.slow
 def test_of_eighty_quantities_each_is_drawn_once_and_the_two_that_matter_have_panels_of_their_own(axes):
     parts = {f"{part}__part{i}": lambda epoch, i=i: i + epoch for i in range(49) for part in ("train", "eval")}
     metrics = {f"eval__m{i}": lambda epoch: 1 / epoch for i in range(30)}
@@ -63,6 +65,7 @@ def test_of_eighty_quantities_each_is_drawn_once_and_the_two_that_matter_have_pa
     assert axes.heading == "run  ·  3 epochs, best m29 1 in epoch 1"
 
 
+@pytest.mark.slow
 def test_quantities_for_which_there_is_no_place_are_counted(axes):
     panels = axes([{"epoch": 1} | {f"eval/m{i}": 1.0 for i in range(500)}])
     drawn = sum(len(panel.lines) for panel in panels.values())

@@ -47,6 +47,7 @@ def broken(monkeypatch, tmp_path, processes):
     return does
 
 
+@pytest.mark.slow
 def test_the_picture_is_the_one_that_is_drawn_here(request):
     drawn_here = curves.draw(*ARGUMENTS)
     processes = request.getfixturevalue("processes")
@@ -54,6 +55,7 @@ def test_the_picture_is_the_one_that_is_drawn_here(request):
     assert [process.returncode for process in processes] == [0]
 
 
+@pytest.mark.slow
 def test_a_program_that_has_matplotlib_draws_with_its_settings(monkeypatch):
     import matplotlib.figure
 
@@ -63,6 +65,7 @@ def test_a_program_that_has_matplotlib_draws_with_its_settings(monkeypatch):
     assert yellow != curves_process.draw(*ARGUMENTS)
 
 
+@pytest.mark.slow
 def test_a_program_below_a_project_that_is_costly_to_import_keeps_no_matplotlib():
     """Nothing of the project is imported for a picture, and its files may have the names of rooms."""
     shutil.copytree(Path(curves_process.__file__).parent, "utils/output")

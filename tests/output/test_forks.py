@@ -118,6 +118,7 @@ def in_child(work):
     return said
 
 
+@pytest.mark.slow
 def test_what_a_thread_of_the_parent_holds_does_not_stop_the_child():
     trainer = tiny_trainer(ckpt_dir="run")
     trainer.train_loop()
@@ -146,6 +147,7 @@ def test_a_save_under_way_is_the_parent_s():
     assert write(Saver()) == "{}" and Path("a.pth").exists()
 
 
+@pytest.mark.slow
 def test_the_parent_s_trainer_writes_nothing_in_a_child():
     trainer = tiny_trainer(ckpt_dir="run")
     trainer.train_loop(), trainer.eval()

@@ -173,6 +173,7 @@ def test_a_file_that_says_nothing_is_watched_too(quick, content):
     RunLock().claim("run")
 
 
+@pytest.mark.slow
 def test_of_many_that_find_a_stale_lock_at_once_one_gets_it(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()

@@ -127,6 +127,7 @@ def test_the_share_of_waiting_is_near_that_of_a_loader_that_sleeps():
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says there what a process takes")
 def test_the_peak_on_the_cpu_is_that_of_the_system():
     status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())

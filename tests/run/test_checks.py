@@ -761,6 +761,7 @@ torch.manual_seed(0)
 INITIAL = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Dropout(0.3), nn.Linear(16, 3)).state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss(), F.cross_entropy])
 def test_training_ends_in_the_same_bits_with_and_without_preflight(num_workers, criterion):

@@ -327,6 +327,7 @@ def test_where_nothing_was_saved_before_the_error_both_runs_say_so_and_name_the_
     assert again.global_step == 1
 
 
+@pytest.mark.slow
 def test_a_plain_loop_that_is_left_between_training_and_evaluation_saves_at_the_exit_and_says_so(tmp_path):
     code = """
 import sys

@@ -148,6 +148,7 @@ def told(capsys):
     return [re.sub(r"\d+\.\d s", "S", line) for line in lines]
 
 
+@pytest.mark.slow
 def test_the_first_update_tells_that_it_compiles_and_each_epoch_what_was_compiled_in_it(without_kernels, capsys):
     trainer = tiny_trainer(ckpt_dir="run", compile=True, preflight=False, **full_batches())
     trainer.train_loop()
@@ -162,6 +163,7 @@ def test_the_first_update_tells_that_it_compiles_and_each_epoch_what_was_compile
     assert told(capsys) == []
 
 
+@pytest.mark.slow
 def test_batches_of_other_shapes_tell_how_many_graphs_they_cost(without_kernels, capsys):
     x, y = tiny_data(50)
     trainer = tiny_trainer(compile=True, preflight=False, eval_loader=None, ckpt_dir="run",

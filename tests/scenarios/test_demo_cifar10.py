@@ -449,6 +449,7 @@ def test_in_evaluation_the_logits_are_the_mean_over_image_and_mirror_image():
     assert len(calls) == 1 and calls[0] is x  # one plain forward in training
 
 
+@pytest.mark.slow
 def test_the_evaluation_runs_two_forwards_per_batch_and_scores_like_a_loop_by_hand():
     trainer = small_trainer(num_test=1300)  # batches of 1000 and 300
     trainer.check_init(use_tb=False)
@@ -470,6 +471,7 @@ def test_the_evaluation_runs_two_forwards_per_batch_and_scores_like_a_loop_by_ha
     assert result["tol_loss"] == pytest.approx(-(smoothed * log_p).sum(1).mean().item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_and_continued_ends_with_the_bits_of_one_that_was_not(tmp_path):
     whole, stopped, continued = (small_trainer(epochs=3, resume=None) for _ in range(3))
     for trainer, folder in ((whole, "whole"), (stopped, "stopped"), (continued, "stopped")):

@@ -356,6 +356,7 @@ PLAIN = {key: setting for key, setting in Settings(Configured, {}).known.items()
          if setting.is_attribute and not setting.refusal and is_plain(setting.hint)}
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_values_of_the_attributes_are_printed_and_read_back_equal(data):

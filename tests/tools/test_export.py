@@ -126,6 +126,7 @@ class Chain(Tiny):
         return {"scores": super().inference(x) + self.offset, "hidden": self.model_list[0](x)}
 
 
+@pytest.mark.slow
 def test_a_chain_with_an_inference_of_its_own_is_one_file_with_names(own_folder, capsys):
     trainer, x = Chain(), torch.randn(1, 6)  # a batch of 1 is no constant
     before = weights(trainer)

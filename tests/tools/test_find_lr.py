@@ -167,6 +167,7 @@ def test_a_train_step_with_losses_of_other_names_and_two_optimizers_is_swept():
     assert len(find_lr(trainer, num_updates=20, highest=1e-2, optimizer=1).losses) == 20
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn_and_its_table_marks_the_suggestion(own_folder):
     pytest.importorskip("matplotlib")
     found = find_lr(quadratic(10.0), num_updates=40)

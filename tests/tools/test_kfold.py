@@ -176,6 +176,7 @@ def test_best_weights_are_scored_and_predicted_with_when_asked_for():
         assert accuracy.item() == pytest.approx(row["acc"])
 
 
+@pytest.mark.slow
 def test_results_and_predictions_are_of_the_same_weights_where_early_stopping_restored_the_best():
     def make(train_set, eval_set):
         return make_trainer(train_set, eval_set, callbacks=[EarlyStopping("loss", patience=9, restore_best=True)])
@@ -204,6 +205,7 @@ class Doubled(Dataset):
         return 2 * x, y
 
 
+@pytest.mark.slow
 def test_transforms_around_the_sets_and_tensors_made_of_them_are_fine_and_shuffled_evaluations_are_put_in_order():
     def make(train_set, eval_set):
         trainer = make_trainer(train_set, eval_set)

@@ -53,6 +53,7 @@ def trained(name, tool, epochs_before):
     return state_of(trainer), weights(trainer).tolist(), trainer.best_metric
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs_before", [0, 2])
 def test_training_on_ends_as_where_no_tool_was_called(epochs_before, capsys):
     build("other").fit(2)

@@ -63,6 +63,7 @@ def run_file(path, x):
 # --- after the training -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ptq_says_what_an_evaluation_says_and_the_file_has_the_same_metrics(trained, capsys):
     before, rng = weights(trained), torch.get_rng_state()
     found = ptq(trained, batches=3)

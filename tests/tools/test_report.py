@@ -96,6 +96,7 @@ def test_the_page_of_a_trainer_holds_its_best_values_curves_settings_and_files_a
     assert any(row[0] == "best.pth" and row[1].startswith(f"{size / 1000:.3g}") for row in page.rows)
 
 
+@pytest.mark.slow
 def test_every_epoch_tells_its_values_in_the_curves(run):
     titles = re.findall(r"<title>(epoch \d[^<]*)</title>", report(run).read_text(encoding="utf-8"))
     rows = [line.split(",") for line in (run / "history.csv").read_text().splitlines()]

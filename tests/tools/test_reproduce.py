@@ -99,6 +99,7 @@ def said(run="check_point/run0", **options):
 # --- equal --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_is_equal_to_the_last_bit_and_nothing_of_the_project_is_touched(project, capsys):
     assert job().returncode == 0
     Path("job.py").write_text("raise SystemExit('the file is another one now')")
@@ -124,6 +125,7 @@ def test_a_run_that_was_killed_and_resumed_is_equal_to_one_that_never_stopped(pr
     assert found.is_equal and found.epochs == 4
 
 
+@pytest.mark.slow
 def test_a_quick_check_stops_behind_the_epochs_that_were_asked_for(project):
     job()
     found, text = said(epochs=2, keep=True)
@@ -183,6 +185,7 @@ def test_a_run_of_changed_files_is_refused_unless_told_to_run_the_present_ones(p
 # --- not equal ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_first_epoch_that_differs_is_named_with_what_is_different_now(project, monkeypatch, capsys):
     job()
     monkeypatch.setenv("NOISE", "1")

@@ -88,6 +88,7 @@ def listed(capsys, *arguments):
 # --- the list -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_run_is_what_became_of_it(runs):
     states = {run.name: run.state for run in list_runs()}
     assert states == {"done": "finished", "wide": "finished", "failed": "crashed", "signalled": "stopped", "gone": "killed"}
@@ -139,6 +140,7 @@ def test_a_run_of_a_version_that_did_not_say_its_end_is_not_called_killed(runs):
         assert find_run("older").state == state
 
 
+@pytest.mark.slow
 def test_an_error_in_the_body_of_a_loop_is_a_crash_and_leaving_it_is_a_stop(tmp_path):
     (tmp_path / "job.py").write_text(
         "import sys\nfrom tiny import tiny_trainer\nfrom template import Notify\n"
@@ -220,6 +222,7 @@ def test_runs_of_older_versions_are_known_by_their_logs(runs):
     assert find_run("of 2021").state == "unknown"
 
 
+@pytest.mark.slow
 def test_hundreds_of_runs_take_no_torch_and_little_time(runs):
     text = (runs / "done/history.csv").read_text().splitlines()
     rows = [re.sub(r"^\d+,\d+", f"{epoch},{6 * epoch}", text[1]) for epoch in range(1, 101)]
@@ -309,6 +312,7 @@ def conditions(draw, depth=3):
         f"({text}) or ({other})", value or other_value)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(conditions())
 def test_a_condition_is_what_python_would_make_of_it(condition):

@@ -44,6 +44,7 @@ def without_seconds(rows):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
+@pytest.mark.slow
 def test_a_grid_trains_every_combination_as_alone_and_names_the_best(capsys):
     found = search(make_trainer, {"lr": [0.001, 0.3], "width": [4, 8]}, epochs=2, ckpt_dir="check_point/grid")
     assert [(row["lr"], row["width"]) for row in found.rows] == [(0.001, 4), (0.001, 8), (0.3, 4), (0.3, 8)]
@@ -64,6 +65,7 @@ def test_a_grid_trains_every_combination_as_alone_and_names_the_best(capsys):
         found.plots()
 
 
+@pytest.mark.slow
 def test_a_grid_that_was_interrupted_goes_on_to_the_same_numbers():
     space = {"lr": [0.01, 0.1, 0.2, 0.3]}
     whole = search(make_trainer, space, epochs=3, ckpt_dir="whole")
@@ -134,6 +136,7 @@ class Scored(Tiny):
         return {"quality_error": (self.x - 2.0) ** 2 + 1 / max(self.epoch, 1)}
 
 
+@pytest.mark.slow
 def test_optuna_chooses_the_trials_and_the_database_is_in_the_folder(capsys):
     optuna = pytest.importorskip("optuna")
     found = search(lambda params: Scored(params["x"]), {"x": (-10.0, 10.0)}, 6, 1, ckpt_dir="check_point/parabola")
@@ -147,6 +150,7 @@ def test_optuna_chooses_the_trials_and_the_database_is_in_the_folder(capsys):
     assert "A new study created" not in said.err and "best: trial" in said.out
 
 
+@pytest.mark.slow
 def test_it_goes_on_with_the_trial_that_was_cut_short_and_a_larger_number_adds_trials(capsys):
     optuna = pytest.importorskip("optuna")
     space = {"lr": ("log", 1e-3, 0.5), "width": (2, 9), "batch_size": [10, 20]}
@@ -167,6 +171,7 @@ def test_it_goes_on_with_the_trial_that_was_cut_short_and_a_larger_number_adds_t
         search(make_trainer, {**space, "width": (2, 5)}, 6, 3, ckpt_dir="parts")
 
 
+@pytest.mark.slow
 def test_trials_that_do_worse_are_pruned_and_their_best_value_is_shown():
     optuna = pytest.importorskip("optuna")
     pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=2)
@@ -190,6 +195,7 @@ def test_trials_that_do_worse_are_pruned_and_their_best_value_is_shown():
                   ckpt_dir="k").rows == found.rows
 
 
+@pytest.mark.slow
 def test_the_hparams_tab_has_every_trial_with_its_settings_and_best_values():
     from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData

@@ -27,6 +27,7 @@ def test_the_quantile_of_t_is_that_of_scipy(degrees):
         assert t_quantile(p, degrees) == pytest.approx(stats.t.ppf(p, degrees), rel=1e-10, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_each_run_is_the_one_that_its_seed_gives_alone_and_mean_spread_and_interval_are_those_of_scipy(capsys):
     found = seeds(make_trainer, 3, 2, ckpt_dir="check_point/three")
     values = []
@@ -47,6 +48,7 @@ def test_each_run_is_the_one_that_its_seed_gives_alone_and_mean_spread_and_inter
     assert "(mean ± standard deviation, 3 seeds), 95% confidence interval of the mean" in found.lines["tol_loss"]
 
 
+@pytest.mark.slow
 def test_interrupted_it_goes_on_to_the_same_numbers_and_more_seeds_are_added(capsys):
     class Interrupt(Callback):
         def on_after_step(self, model):

@@ -154,6 +154,7 @@ def test_what_the_rules_do_not_have_is_refused():
 # --- whole updates ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_weights_states_and_losses_are_those_of_a_run_that_is_not_compiled(without_kernels, capsys):
     """With rates that change in each update, BatchNorm, dropout, clipping and a short last batch with a graph of its own."""
     def run(compile):
@@ -184,6 +185,7 @@ class Looks(Callback):
                     p.grad /= 2
 
 
+@pytest.mark.slow
 def test_updates_with_and_without_a_graph_take_turns(without_kernels, capsys):
     """A callback gets the gradients where it asks for them. Accumulation, another momentum, a checkpoint that is loaded, a
     layer that is trained from then on and a hook on another one come in the middle."""
@@ -258,6 +260,7 @@ WHOLE = "The update is not captured; the models alone are compiled, as with comp
 APART = "The optimizers step outside of the graph."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings, expected", [
     (dict(kind=Prints), rf"{WHOLE} .*builtin operator `print`.*\(File .*test_compiled_step.py.*, in loss_per_batch\)"),
     (dict(kind=Counts), rf"{WHOLE} It was compiled 4 times for batches of one shape.*self.global_step.*"),
@@ -281,6 +284,7 @@ def test_what_cannot_be_captured_is_told_and_computed_all_the_same(settings, exp
     assert_same(compiled, eager)
 
 
+@pytest.mark.slow
 def test_a_parameter_without_a_gradient_stays_without_a_state(without_kernels, capsys):
     model = Unused()
     trainer = of(model=model, compile="step", preflight=False)
@@ -290,6 +294,7 @@ def test_a_parameter_without_a_gradient_stays_without_a_state(without_kernels, c
     assert model.unused.weight not in state and model.last.weight in state
 
 
+@pytest.mark.slow
 def test_a_mistake_is_explained_as_ever(without_kernels):
     class Wrong(Tiny):
         def loss_per_batch(self, batch):
@@ -302,6 +307,7 @@ def test_a_mistake_is_explained_as_ever(without_kernels):
         of(compile="step", train_loader=[(x, y + 3)]).fit(1)
 
 
+@pytest.mark.slow
 def test_the_check_before_training_leaves_nothing_behind(without_kernels):
     with_check, without = (of(compile="step", preflight=preflight, ckpt_dir=str(preflight)) for preflight in (True, False))
     for trainer in (with_check, without):

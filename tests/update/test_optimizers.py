@@ -186,6 +186,7 @@ def test_frozen_batchnorm_stays_frozen_through_training_evaluation_and_predictio
     assert statistics_of(trainer)[1] == 2 * 6 and not torch.equal(trainer.net["body"][0].weight, body)
 
 
+@pytest.mark.slow
 def test_groups_that_join_in_epoch_3_are_named_follow_the_schedule_and_are_resumed_to_the_same_bits():
     def begun(folder):
         trainer = Transfer(ckpt_dir=folder)
@@ -551,6 +552,7 @@ def test_rate_momentum_and_bias_rate_warm_up_in_muon_and_in_the_adamw_beside_it(
     assert len(look.seen) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("updates", [2, 7])
 def test_muon_beside_adamw_is_resumed_within_the_warm_up_and_behind_it_to_the_same_bits(updates):
     pytest.importorskip("torch.optim._muon")

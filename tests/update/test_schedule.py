@@ -434,6 +434,7 @@ def test_a_run_that_is_resumed_with_larger_batches_goes_on_from_the_rate_that_it
     assert rates.rates == pytest.approx(expected[12:], rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_as_long_as_nothing_changes_no_epoch_plans_anew(data):
@@ -464,6 +465,7 @@ def test_as_long_as_nothing_changes_no_epoch_plans_anew(data):
     assert named.last_epoch == total or total == 1
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(st.sampled_from(["cosine", "linear", "polynomial", "exponential", "onecycle"]), st.integers(1, 40),
        st.lists(st.tuples(st.integers(0, 12), st.integers(1, 40)), max_size=4))

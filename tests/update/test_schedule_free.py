@@ -349,6 +349,7 @@ def test_statistics_of_batchnorm_can_be_renewed_at_the_average_without_a_change_
     assert torch.equal(trained, torch.cat([p.detach().double().flatten() for p in plain.parameters()]))
 
 
+@pytest.mark.slow
 @each_kind
 def test_throughput_leaves_both_points(make):
     trainer = trainer_of(make)

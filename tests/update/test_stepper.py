@@ -349,6 +349,7 @@ class OfAnyKind(Tiny):
         return self.criterion(self.inference(x), y)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(st.sampled_from(["list", "dict", "arrays", "rows"]), st.integers(1, 5), st.integers(1, 4), st.booleans())
 def test_a_loader_that_fills_its_tensors_again_trains_as_one_that_does_not(kind, accumulate_steps, slots, in_a_dict):
@@ -396,6 +397,7 @@ def test_three_batches_in_one_buffer_are_three_batches():
     assert seen == [4, 5, 6]
 
 
+@pytest.mark.slow
 def test_only_batches_that_wait_are_copied_and_none_where_the_loader_makes_new_ones():
     given = [torch.zeros(2) for _ in range(6)]
 

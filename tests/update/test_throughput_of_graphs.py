@@ -22,6 +22,7 @@ class Reads(Callback):
         """Asks for the gradients, so the optimizer steps outside of the graph."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("callbacks", [[], [Reads()]], ids=["a graph with the step", "up to the gradients"])
 def test_the_graph_is_what_is_timed_and_the_training_is_as_without(callbacks, capsys):
     ends = []
@@ -41,6 +42,7 @@ def test_the_graph_is_what_is_timed_and_the_training_is_as_without(callbacks, ca
     assert_same(*ends)
 
 
+@pytest.mark.slow
 def test_a_batch_of_two_samples_that_cannot_be_trained_on_leaves_the_training_its_graph(capsys):
     class Pairs(Tiny):
         def loss_per_batch(self, batch):
