@@ -79,7 +79,7 @@ class Detector(TemplateModel):
 
 def found(trainer):
     images = torch.stack([trainer.eval_loader.dataset[number][0] for number in range(6)]).to(trainer.device)
-    return instances.pictured(images, trainer.detect(images), trainer.names)
+    return instances.pictured(images, trainer.detect(images), trainer.names, least=0.25)
 
 
 # %% run
