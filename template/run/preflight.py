@@ -177,10 +177,13 @@ class Preflight(Callback):
     def _check_gradients(self, model):
         names = parameter_names(model)
         optimized = [p for p in model.stepper.parameters() if p.requires_grad]
-        without = [names.get(p, "?") for p in optimized if p not in self.has_gradient]
+        without = {p: names.get(p, "?") for p in optimized if p not in self.has_gradient}
         if without and self.has_gradient:  # else train_step stepped by itself, and nobody saw the gradients
-            warn(f"{some(without)} got no gradient from the first update. Unless later updates reach them, they are not "
-                 "trained: look for parts that forward() does not use, for .detach() or for an early return.")
+            later = _of_later_turns(model, without) if model._overrides("train_step") else {}
+            if later:
+                model.hooks.set([*model.hooks.callbacks, LaterTurns(later)])
+            _warn_of([name for p, name in without.items() if p not in later],
+                     "got no gradient from the first update. Unless later updates reach them, they are not trained")
         if any(p.grad is not None for p in optimized):
             _look_at_next_backward(model.stepper, names)
 
@@ -208,3 +211,39 @@ class Preflight(Callback):
     def stop_listening(self, model):
         while self.undo:
             self.undo.pop()()
+
+
+class LaterTurns(Callback):
+    """Waits, at most for an epoch, until optimizers without a gradient in the first update have one: where the critic of a
+    GAN is updated first, the generator has none.
+
+    Args:
+        waiting: ``{parameter: its name}``.
+    """
+
+    def __init__(self, waiting):
+        self.waiting = waiting
+
+    def on_before_step(self, model):
+        self.waiting = {p: name for p, name in self.waiting.items() if p.grad is None}
+        if not self.waiting:
+            model.hooks.remove(self)
+
+    def on_train_end(self, model, result):
+        model.hooks.remove(self)
+        _warn_of(list(self.waiting.values()), "got no gradient in the first epoch. They are not trained")
+
+    def on_exit(self, model):
+        model.hooks.remove(self)
+
+
+def _of_later_turns(model, without):
+    """Those of ``without`` whose optimizer has no other parameters."""
+    groups = [[p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+              for optimizer in model.stepper.optimizers]
+    return {p: without[p] for group in groups if all(p in without for p in group) for p in group}
+
+
+def _warn_of(names, what):
+    if names:
+        warn(f"{some(names)} {what}: look for parts that forward() does not use, for .detach() or for an early return.")

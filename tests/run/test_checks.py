@@ -639,6 +639,41 @@ def test_a_parameter_without_gradient_is_named():
         check(model=Unused()).train_loop()
 
 
+class CriticFirst(Gan):
+    """The generator has its turn in every third update, or never."""
+
+    every = 3
+
+    def train_step(self, batch):
+        (real,) = batch
+        generator, critic = self.model_list
+        fake = generator(torch.randn(len(real), 4))
+        if not self.every or (self.global_step + 1) % self.every:
+            loss = critic(fake.detach()).mean() - critic(real).mean()
+            self.backward(loss, 1)
+            self.update(1)
+        else:
+            loss = -critic(fake).mean()
+            self.backward(loss, 0)
+            self.update(0)
+        return {"tol_loss": loss}
+
+
+def test_an_optimizer_whose_turn_comes_later_is_waited_for_in_silence_and_named_after_an_epoch_without():
+    with silence():
+        trainer = CriticFirst()
+        trainer.check_init(use_tb=False)
+        trainer.train_loop()
+        trainer.train_loop()
+    never = CriticFirst()
+    never.every = 0
+    never.check_init(use_tb=False)
+    with pytest.warns(UserWarning, match=r"2 parameters \(model_list\[0\]\.weight, .* no gradient in the first epoch") as told:
+        never.train_loop()
+        never.train_loop()
+    assert len([one for one in told if "no gradient" in str(one.message)]) == 1
+
+
 def test_a_gan_whose_step_forgot_the_index_is_told_about_the_leak():
     class Leaking(Gan):
         index = False
