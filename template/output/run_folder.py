@@ -236,7 +236,7 @@ def settings_of(model):
 def _next_number(model):
     """Of this start, see ``_start_of``."""
     here = Path(model.ckpt_dir).absolute()
-    return 1 + max(_start_of(folder)["number"] for folder in [here, *runs_like(model.asked_dir, here)])
+    return 1 + max(_start_of(folder)["number"] for folder in [here, *runs_like(model.asked_dir, here)[:1]])
 
 
 def _several(model):
