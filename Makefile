@@ -1,6 +1,6 @@
 # make train: sets up .venv and trains on real digits.
-# make quick: the tests of less than a third of a second each, in two to three minutes on two cores. Run it while you work.
-# make test: sets up .venv and runs all tests, in eight to ten minutes on two cores; the slowest ten are listed at the end.
+# make quick: the tests of less than a third of a second each, in about two minutes on two cores. Run it while you work.
+# make test: sets up .venv and runs all tests, in about eight minutes on two cores; the slowest ten are listed at the end.
 # make faults: kills, damages, full disks and hostile files in great number, 15 to 30 minutes, with a table of figures.
 # make examples: sets up .venv, runs every script of examples/ and prints what each reached. ARGS="gan basics" runs these.
 # make examples-vision: those that train models of torchvision, timm, segmentation-models-pytorch and ultralytics, in
