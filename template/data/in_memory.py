@@ -98,10 +98,10 @@ class TensorLoader:
         """
         order_N = self.order(seed, epoch)
         generators = own_generators(self.transform)
-        together = None
-        if not torch.is_grad_enabled() and self._many() > 1:
+        together, most = None, 1 if torch.is_grad_enabled() else self._many()
+        if most > 1:
             numbered = list(numbered)
-            together = self._together(order_N, [bounds for _, bounds in numbered])
+            together = self._together(order_N, [bounds for _, bounds in numbered], most)
         for number, bounds in numbered:
             chosen = slice(bounds.start, bounds.stop)
             if together is not None:
@@ -118,9 +118,9 @@ class TensorLoader:
                     batch = self.transform(*batch)
             yield batch
 
-    def _together(self, order_N, all_bounds):
-        """The same batches; those that follow one another in the order are copied at once."""
-        for run in _runs(all_bounds, self._many()):
+    def _together(self, order_N, all_bounds, most):
+        """The same batches; those that follow one another in the order are copied at once, at most so many."""
+        for run in _runs(all_bounds, most):
             chosen = slice(run[0].start, run[-1].stop)
             if self.shuffle:
                 chosen_N = order_N[chosen]
