@@ -109,10 +109,9 @@ class Metric:
 
 
 class Mean(Metric):
-    """Weighted mean of scalars; values stay on the device until somebody asks.
+    """Weighted mean of scalars, summed in float64; what is on a device stays there until somebody asks.
 
-    ``update`` is an append: no kernel, no host sync. ``fetch`` brings everything to the host in one copy and sums in
-    float64 there.
+    ``update`` is then an append: no kernel, no host sync. ``fetch`` brings everything to the host in one copy.
     """
 
     pending: list[Any]  # (value, weight), not yet brought to the host
@@ -122,28 +121,23 @@ class Mean(Metric):
 
     def update(self, value: Any, weight: Any = 1) -> Self:
         """Args: value: number or 0-dim tensor; weight: number of samples (or words, pixels, …) it is the mean of."""
-        weight = weight if type(weight) is int else one_number(weight, "weight of a Mean")
-        self.pending.append((one_number(value, "value of a Mean"), weight))
+        self.take(one_number(value, "value of a Mean"), one_number(weight, "weight of a Mean"))
         return self
+
+    def take(self, value: Any, weight: Any) -> None:
+        """The same of numbers that ``one_number`` has seen."""
+        if isinstance(value, torch.Tensor) or isinstance(weight, torch.Tensor):
+            self.pending.append((value, weight))
+        elif weight:  # a mean of nothing is NaN, and says nothing
+            self.total += value * weight
+            self.weight += weight
 
     def fetch(self) -> None:
         """Bring what came since the last call to the host."""
         pending, self.pending = self.pending, []
-        values, weights = [value for value, _ in pending], [weight for _, weight in pending]
-        if all(type(weight) is int for weight in weights):
-            values = to_floats(values)
-        else:
-            fetched = to_floats(values + weights)
-            values, weights = fetched[:len(pending)], fetched[len(pending):]
-        for value, weight in zip(values, weights):
-            if weight:  # a mean of nothing is NaN, and says nothing
-                self.total += value * weight
-                self.weight += weight
-
-    def fetch_from_cpu(self) -> None:
-        """The same where it waits for no device."""
-        if all(value.is_cpu for value, _ in self.pending if isinstance(value, torch.Tensor)):
-            self.fetch()
+        fetched = iter(to_floats([part for pair in pending for part in pair if isinstance(part, torch.Tensor)]))
+        for pair in pending:
+            self.take(*(next(fetched) if isinstance(part, torch.Tensor) else part for part in pair))
 
     def merge(self, other: Mean) -> None:
         self.pending += other.pending  # not fetched: a metric made anew for each batch is merged once a batch
@@ -170,18 +164,23 @@ class Mean(Metric):
 
 
 def one_number(value, what):
-    """``value``, detached, if it is a number or a tensor or array that holds one.
+    """A float or int, if ``value`` is a number, or a tensor or array that holds one. A tensor on a device stays a tensor,
+    detached: its value would be waited for. On the CPU a float costs less than to keep the tensor.
 
     Raises:
         ValueError: it is something else; ``what`` names in the message the value that was meant.
     """
+    if type(value) in (int, float):
+        return value
     if isinstance(value, torch.Tensor):
         if value.numel() == 1:
+            if value.is_cpu and type(value) is torch.Tensor:  # a subclass may be spread over processes
+                return float(value.item())
             value = value.detach() if value.requires_grad else value
             # what was written in place, such as a running sum, will be again before anybody fetches it
             return value.clone() if not value.is_inference() and value._version else value
     elif hasattr(value, "__float__") and getattr(value, "size", 1) == 1:
-        return value
+        return float(value.item() if hasattr(value, "item") else value)
     shape = getattr(value, "shape", None)
     got = repr(value) if shape is None else f"a {type(value).__name__} of shape {tuple(shape)}"
     raise ValueError(

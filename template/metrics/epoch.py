@@ -166,9 +166,6 @@ def _means(totals):
     return {name: total / weight for name, (total, weight) in totals.items()}
 
 
-_FETCHED_EVERY = 64  # batches: on a CPU it is cheaper while their values are in its cache
-
-
 class EpochMetrics:
     """Collects the dicts that ``metric()`` or ``loss_per_batch`` return, batch by batch.
 
@@ -182,13 +179,13 @@ class EpochMetrics:
 
     def update(self, values, num_samples):
         number, self.num_batches = self.num_batches, self.num_batches + 1
-        weight = num_samples if type(num_samples) is int else one_number(num_samples, "weight of a Mean")
+        weight = one_number(num_samples, "weight of a Mean")
         totals, sums = self.totals, {}
         before = batch = both = None  # a confusion, that of this batch, and their sum: ten scores of them take it from here
         for name, value in values.items():
             total = totals.get(name)
             if type(total) is Mean and (type(value) is torch.Tensor or not is_accumulator(value)):
-                total.pending.append((one_number(value, name), weight))  # Mean.update, without looking twice
+                total.take(one_number(value, name), weight)  # Mean.update, without looking twice
             elif type(total) is Score and type(value) is Score:
                 if total.confusion is not before or value.confusion is not batch:
                     before, batch = total.confusion, value.confusion
@@ -200,10 +197,6 @@ class EpochMetrics:
                     self.first_batch[name] = number
                 if isinstance(totals[name], Stored):
                     totals[name].note_batch(number)
-        if not self.num_batches % _FETCHED_EVERY:
-            for total in totals.values():
-                if type(total) is Mean:
-                    total.fetch_from_cpu()
 
     def _add(self, name, value, weight, sums):
         total = self.totals.get(name)

@@ -292,7 +292,7 @@ def loss_dict(losses, needs_total=True):
     """
     if isinstance(losses, dict) and "tol_loss" in losses:
         return losses
-    if type(losses) is not dict and isinstance(getattr(losses, "loss", None), torch.Tensor):
+    if type(losses) not in (dict, torch.Tensor) and isinstance(getattr(losses, "loss", None), torch.Tensor):
         losses = losses.loss
     if isinstance(losses, dict):
         if "loss" in losses:

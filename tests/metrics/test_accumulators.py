@@ -146,11 +146,14 @@ def test_updating_and_merging_waits_for_no_device(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a value was brought to the host in the loop")
 
+    class OnDevice(torch.Tensor):
+        """A number on a device; one on the CPU is read at once."""
+
     scores, labels = torch.eye(3), torch.tensor([0, 1, 1])
     for name in ("item", "tolist", "cpu", "numpy", "__float__", "__int__", "__bool__", "__index__"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     metrics, losses, confusion = EpochMetrics(), RunningLosses(), Confusion(3)
-    for value in torch.arange(4.0).unbind():
+    for value in torch.arange(4.0).as_subclass(OnDevice).unbind():
         losses.update({"tol_loss": value}, 5)
         confusion.update(scores, labels)
         metrics.update({

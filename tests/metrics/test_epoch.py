@@ -56,10 +56,13 @@ def test_a_metric_that_is_updated_in_place_keeps_the_value_of_its_batch_too():
     assert metrics.compute() == {"running": 2} and mean.compute() == 2
 
 
-def test_values_that_nobody_wrote_into_are_kept_as_they_are_which_costs_nothing():
-    mean, value = Mean(), torch.tensor(3.0)
+def test_values_on_a_device_that_nobody_wrote_into_are_kept_as_they_are_which_costs_nothing():
+    class OnDevice(torch.Tensor):
+        """One on the CPU is read at once."""
+
+    mean, value = Mean(), torch.tensor(3.0).as_subclass(OnDevice)
     mean.update(value)
     with torch.inference_mode():
-        inference = nn.functional.mse_loss(torch.ones(2), torch.zeros(2))
+        inference = nn.functional.mse_loss(torch.ones(2), torch.zeros(2)).as_subclass(OnDevice)
     mean.update(inference)
     assert mean.pending[0][0] is value and mean.pending[1][0] is inference and mean.compute() == 2
