@@ -16,7 +16,6 @@ import argparse
 import os
 import tempfile
 import time
-from contextlib import ExitStack
 from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
@@ -152,19 +151,21 @@ CONTENDERS = {"the plain DataLoader loop": ByHand, "this template": Ours}
 
 
 def measure(folder, images, workers, rounds):
-    """``{(name, what): [seconds per batch of each round]}``."""
-    processes, losses = {}, dict.fromkeys(CONTENDERS)
+    """``{(name, what): [seconds per batch of each round]}``.
+
+    Every round has new processes, and in each the first epoch does not count. Where a worker's memory happens to lie decides
+    how much of it goes back to the system behind each batch, and that stays as it is for as long as the worker lives.
+    """
+    losses = dict.fromkeys(CONTENDERS)
 
     def run(name):
-        seconds, losses[name] = processes[name]("run")
+        own_folder = Path(tempfile.mkdtemp(dir=folder))
+        with Process(CONTENDERS[name], images, workers, own_folder, steady=True, pinned=False, has_workers=True) as process:
+            process("run")
+            seconds, losses[name] = process("run")
         return {(name, what): value for what, value in seconds.items()}
 
-    with ExitStack() as stack:
-        for name, kind in CONTENDERS.items():
-            (folder / name).mkdir(parents=True)
-            process = Process(kind, images, workers, folder / name, steady=True, pinned=False, has_workers=True)
-            processes[name] = stack.enter_context(process)
-        seconds = in_rounds(rounds, [partial(run, name) for name in CONTENDERS])
+    seconds = in_rounds(rounds, [partial(run, name) for name in CONTENDERS], practice=0)
     require_equal_work(losses)
     return seconds
 
