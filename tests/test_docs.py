@@ -162,7 +162,7 @@ def anchors(page):
             for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "examples/README.md"], ids=name_of)
 def test_every_link_leads_somewhere(page):
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text_without_code(page)) if not link.startswith("https://")]
     for link in links:
