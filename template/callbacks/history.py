@@ -108,7 +108,7 @@ class History(Callback):
         """
         table, rows, now = self._table_to_log_in(), self._newest, time.perf_counter()
         if epoch is None and self._logged is None and rows:
-            print(f"{table.path} has {len(rows)} rows already: it goes on behind epoch {rows[-1]['epoch']}. Give log() the "
+            print(f"{table.path} has {len(rows)} rows already: it goes on after epoch {rows[-1]['epoch']}. Give log() the "
                   "number of the epoch, or delete the file, to begin anew.")
         epoch = epoch_behind(rows, epoch)
         row: dict[str, Any] = {"epoch": epoch} | numbers_of(values, "History")

@@ -87,14 +87,14 @@ def go_on(position: dict[str, Any], batch: int, own: dict[str, Any]) -> tuple[in
     what = "; ".join(f"{_WORDS.get(name, name)} {saved.get(name)} -> {own.get(name)}" for name in changed)
     if own["samples"] is None or samples is None:
         batch = _by_batches(saved, batch, own)
-        return batch, None, [f"{what}: the epoch goes on behind the first {batch} batches of the loader as it is now, so "
+        return batch, None, [f"{what}: the epoch goes on after the first {batch} batches of the loader as it is now, so "
                              "samples may come twice in this epoch or not at all"]
     samples = min(samples, own["samples"])
     left = own["samples"] - samples
     if set(changed) <= _DEALING:
         return _done(left, own), samples, [f"{what}: the {left} samples that are left of the epoch come in batches of "
                                            f"{own['batch_size'] or 1}, each once"]
-    return _done(left, own), samples, [f"{what}: the epoch goes on behind the first {samples} samples of the order as it is "
+    return _done(left, own), samples, [f"{what}: the epoch goes on after the first {samples} samples of the order as it is "
                                        "now, so samples may come twice in this epoch or not at all"]
 
 

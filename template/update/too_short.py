@@ -26,7 +26,7 @@ def too_short(schedule, total_epochs, updates_per_epoch, total_updates=None):
         if warm_up > steps_of_run[per]:
             lines.append(f"{lengths}: the learning rate that you set is never reached. Make the warm-up shorter.")
         elif warm_up == steps_of_run[per] and schedule.schedulers:
-            lines.append(f"{lengths}, so the schedule behind it never begins. Make the warm-up shorter.")
+            lines.append(f"{lengths}, so the schedule after it never begins. Make the warm-up shorter.")
     if not lines:
         for scheduler, per in zip(schedule.schedulers, schedule.intervals):
             left = steps_of_run[per or "epoch"]
@@ -35,7 +35,7 @@ def too_short(schedule, total_epochs, updates_per_epoch, total_updates=None):
             first = _first_fall(scheduler)
             if left and first is not None and first >= left:
                 name = type(scheduler).__name__
-                lines.append(f"{name} first lowers the learning rate behind {first} {per or 'epoch'}s, and "
+                lines.append(f"{name} first lowers the learning rate after {first} {per or 'epoch'}s, and "
                              f"the run has {left} for it, so it never does. Make it sooner, or leave the schedule out.")
     return lines
 

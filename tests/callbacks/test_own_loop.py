@@ -83,7 +83,7 @@ def test_without_a_number_the_next_epoch_is_meant_and_behind_old_rows_it_is_told
     again.log({"loss": 2.0})
     again.log({"loss": 3.0})
     assert [row["epoch"] for row in cells()] == ["1", "2", "3", "4", "5"]
-    assert capsys.readouterr().out.count("has 3 rows already: it goes on behind epoch 3") == 1
+    assert capsys.readouterr().out.count("has 3 rows already: it goes on after epoch 3") == 1
 
 
 def test_of_a_long_run_that_is_begun_anew_the_old_rows_are_kept_aside(capsys):

@@ -174,7 +174,7 @@ def test_another_length_or_order_is_told_and_the_run_goes_on_as_far_into_it(caps
     capsys.readouterr()
     trainer, noted, _ = gone_on(DataLoader(TensorDataset(X[:32], Y[:32]), 8, shuffle=True), "run")
     told = capsys.readouterr().out
-    assert ("length of the data set 40 -> 32; samples per epoch 40 -> 32: the epoch goes on behind the first 16 samples of "
+    assert ("length of the data set 40 -> 32; samples per epoch 40 -> 32: the epoch goes on after the first 16 samples of "
             "the order as it is now, so samples may come twice in this epoch or not at all") in told
     assert len(noted.samples(2)) == 16 and sorted(noted.samples(3)) == list(range(32))
 

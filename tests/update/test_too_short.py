@@ -20,12 +20,12 @@ def told(capsys, epochs, build=None, **attributes):
 @pytest.mark.parametrize("attributes, epochs, text", [
     ({"warm_up_epoch": 5}, 3, "The warm-up takes 5 epochs, and the run has 3: the learning rate that you set is never"),
     ({"warm_up_updates": 100}, 3, "The warm-up takes 100 updates, and the run has 18: the learning rate"),
-    ({"warm_up_epoch": 2, "lr_scheduler_type": "cosine"}, 2, "so the schedule behind it never begins"),
+    ({"warm_up_epoch": 2, "lr_scheduler_type": "cosine"}, 2, "so the schedule after it never begins"),
     ({"warm_up_updates": 12, "lr_scheduler_type": "cosine"}, 2, "takes 12 updates, and the run has 12, so the schedule"),
-    ({"lr_scheduler_type": "step"}, 3, "StepLR first lowers the learning rate behind 15 epochs, and the run has 3"),
-    ({"lr_scheduler_type": "loss"}, 3, "ReduceLROnPlateau first lowers the learning rate behind 7 epochs, and the run"),
-    ({"build": lambda optimizer: MultiStepLR(optimizer, [3, 5])}, 3, "MultiStepLR first lowers the learning rate behind 3"),
-    ({"build": lambda optimizer: StepLR(optimizer, 3), "warm_up_epoch": 1}, 3, "behind 3 epochs, and the run has 2 for it"),
+    ({"lr_scheduler_type": "step"}, 3, "StepLR first lowers the learning rate after 15 epochs, and the run has 3"),
+    ({"lr_scheduler_type": "loss"}, 3, "ReduceLROnPlateau first lowers the learning rate after 7 epochs, and the run"),
+    ({"build": lambda optimizer: MultiStepLR(optimizer, [3, 5])}, 3, "MultiStepLR first lowers the learning rate after 3"),
+    ({"build": lambda optimizer: StepLR(optimizer, 3), "warm_up_epoch": 1}, 3, "after 3 epochs, and the run has 2 for it"),
 ])
 def test_what_never_comes_is_told_once(attributes, epochs, text, capsys):
     lines, rates = told(capsys, epochs, **attributes)
