@@ -174,7 +174,7 @@ def one_number(value, what):
         return value
     if isinstance(value, torch.Tensor):
         if value.numel() == 1:
-            if value.is_cpu and type(value) is torch.Tensor:  # a subclass may be spread over processes
+            if value.is_cpu and type(value) in (torch.Tensor, torch.nn.Parameter):  # others may be spread over processes
                 return float(value.item())
             value = value.detach() if value.requires_grad else value
             # what was written in place, such as a running sum, will be again before anybody fetches it

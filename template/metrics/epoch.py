@@ -81,8 +81,8 @@ class RunningLosses:
             losses = per_sample(losses, num_samples)
         kept = {}
         for name, loss in losses.items():
-            is_plain = type(loss) is torch.Tensor and loss.dim() == 0
-            kept[name] = loss.detach() if is_plain and loss.requires_grad else one_number(loss, name)
+            is_computed = type(loss) is torch.Tensor and not (loss.is_leaf or loss._is_view()) and loss.dim() == 0
+            kept[name] = loss.detach() if is_computed else _own_number(loss, name)
         self.pending.append((kept, num_samples))
         self.metrics.take(kept, num_samples)
 
@@ -154,6 +154,12 @@ class RunningLosses:
         self.recent = [(dict(losses), num_samples) for losses, num_samples in state["recent"]]
         self.totals = {name: tuple(pair) for name, pair in state["totals"].items()}
         self.metrics.load_state_dict(state, self.world)
+
+
+def _own_number(loss, name):
+    """What ``loss`` is now: it may be a parameter or a part of one, into which the optimizer writes."""
+    is_read_at_once = not isinstance(loss, torch.Tensor) or loss.is_cpu and type(loss) in (torch.Tensor, torch.nn.Parameter)
+    return one_number(loss if is_read_at_once else loss.detach().clone(), name)
 
 
 def per_sample(losses, num_samples):

@@ -47,6 +47,32 @@ def test_a_running_sum_that_is_logged_beside_the_loss_keeps_the_value_of_its_bat
     assert losses.window() == {"tol_loss": 2, "total": pytest.approx(10 / 3), "plain": 2}
 
 
+class OnDevice(torch.Tensor):
+    """One on the CPU is read at once."""
+
+
+@pytest.mark.parametrize("logged", [
+    lambda p: p[0], lambda p: p[1:], lambda p: p[1].detach(), lambda p: p[1].data, lambda p: p.sum() * 1,
+    lambda p: p[1].detach().as_subclass(OnDevice),
+], ids=["entry", "part", "detached", "data", "computed", "on a device"])
+@pytest.mark.parametrize("parameter", [torch.nn.Parameter, torch.Tensor.requires_grad_])
+def test_a_parameter_that_is_logged_beside_the_loss_keeps_the_value_of_its_batch(logged, parameter):
+    losses, values = RunningLosses(), parameter(torch.zeros(2))
+    for _ in range(3):
+        losses.update({"tol_loss": values.square().sum(), "value": logged(values)}, 2)
+        values.data += 0.5  # an update that leaves no trace, as that of a fused optimizer
+    assert [entry["value"] for entry, _ in losses.fetch()] in ([0, 0.5, 1], [0, 1, 2])
+
+
+@pytest.mark.parametrize("make", [torch.nn.Parameter, torch.Tensor.requires_grad_])
+def test_a_parameter_of_one_number_does_too(make):
+    losses, scale = RunningLosses(), make(torch.tensor(0.0))
+    for _ in range(3):
+        losses.update({"tol_loss": scale * 1, "scale": scale}, 2)
+        scale.data += 0.5
+    assert [entry["scale"] for entry, _ in losses.fetch()] == [0, 0.5, 1]
+
+
 def test_a_metric_that_is_updated_in_place_keeps_the_value_of_its_batch_too():
     metrics, mean, value = EpochMetrics(), Mean(), torch.zeros(())
     for _ in range(3):
@@ -57,9 +83,6 @@ def test_a_metric_that_is_updated_in_place_keeps_the_value_of_its_batch_too():
 
 
 def test_values_on_a_device_that_nobody_wrote_into_are_kept_as_they_are_which_costs_nothing():
-    class OnDevice(torch.Tensor):
-        """One on the CPU is read at once."""
-
     mean, value = Mean(), torch.tensor(3.0).as_subclass(OnDevice)
     mean.update(value)
     with torch.inference_mode():
