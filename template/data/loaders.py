@@ -74,7 +74,8 @@ def make_batches(loader, seed, device, slice_tensors=True, share=WHOLE):
     plain = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
     if plain and not isinstance(loader.dataset, IterableDataset):
         kind = _SlicedBatches if slice_tensors and can_be_sliced(loader) else _MapBatches
-        return kind(loader, seed, device, share)
+        batches = kind(loader, seed, device, share)
+        return _EndlessBatches(loader, seed, device, share) if batches.never_ends() else batches
     return _ReplayedBatches(loader, seed, device, share)
 
 
@@ -272,12 +273,14 @@ class _ReplayedBatches(_Batches):
             return [f"a run that goes on in the middle of an epoch reads {type(loader).__name__} from its start again, and "
                     "leaves out the batches that it has trained on. This is exact if the same batches come again: if their "
                     "order follows the random numbers of torch, numpy or Python, or set_epoch()."]
-        notes = []
+        notes, is_iterated = [], isinstance(loader.dataset, IterableDataset)
         if loader.num_workers:
-            notes.append(f"go on with num_workers={loader.num_workers}: the order of an IterableDataset depends on it.")
+            what = "the order of an IterableDataset" if is_iterated else "what the dataset draws at random"
+            notes.append(f"go on with num_workers={loader.num_workers}: {what} depends on it.")
         if loader.num_workers and loader.persistent_workers:
             notes.append("persistent workers take their random numbers from one epoch into the next. If your "
-                         "IterableDataset draws random numbers, set persistent_workers=False to go on exactly.")
+                         f"{'IterableDataset' if is_iterated else 'dataset'} draws random numbers, set "
+                         "persistent_workers=False to go on exactly.")
         return notes
 
     def epoch(self, epoch, start=0):
@@ -290,7 +293,7 @@ class _ReplayedBatches(_Batches):
     def read(self, epoch, start=0):
         first, self.is_placed = (start if self.is_placed else 0), False
         self.reached = start
-        for part in (self.loader, getattr(self.loader, "dataset", None)):
+        for part in (self.loader, getattr(self.loader, "dataset", None), *_samplers_of(self.loader)):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
         seed = derive(self.seed, epoch, ORDER)
@@ -362,7 +365,16 @@ class _ReplayedBatches(_Batches):
     def _parts(self):
         """What may hold generators; a ``DataLoader`` itself changes while it is read."""
         loader = self.loader
-        return [loader.dataset, loader.sampler, loader.generator] if isinstance(loader, DataLoader) else loader
+        if not isinstance(loader, DataLoader):
+            return loader
+        return [loader.dataset, loader.sampler, loader.generator, loader.batch_sampler]
+
+
+class _EndlessBatches(_ReplayedBatches):
+    """A ``DataLoader`` whose sampler has no end, whatever ``len()`` says: all its indices cannot be asked for at once."""
+
+    def __len__(self):
+        raise TypeError(f"{self.share.name} has no length: its sampler does not end.")
 
 
 class _DividedBatches(_ReplayedBatches):
@@ -401,9 +413,6 @@ class _DividedBatches(_ReplayedBatches):
         return start, []
 
     def read(self, epoch, start=0):
-        for part in (getattr(self.loader, "sampler", None), getattr(self.loader, "batch_sampler", None)):
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
         self.rounds_done = start // self.share.size
         return super().read(epoch)
 
@@ -459,6 +468,14 @@ class _MapBatches(_Batches):
             self.copy = self._copy_of_loader(self.indices)
         return self._read_copy(self.copy, epoch)
 
+    def never_ends(self):
+        """Whether a sampler of somebody's own goes on and on: its batches are then read one by one."""
+        if not _own_samplers(self.loader):
+            return False
+        most = 2 * (loader_length(self.loader) or _MOST_BATCHES // 2)
+        with self._seeded_sampler(1) as sampler:
+            return next(itertools.islice(sampler, most, None), None) is not None
+
     def _beginning(self):
         with self._seeded_sampler(1) as sampler:
             return order_of_first([copy(indices) for indices in itertools.islice(sampler, 8)], self.loader.dataset)
@@ -482,8 +499,7 @@ class _MapBatches(_Batches):
 
     def notes(self):
         loader, notes = self.loader, []
-        samplers = (loader.batch_sampler, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
-        own = [part for part in samplers if part is not None and not type(part).__module__.startswith("torch.utils.data")]
+        own = _own_samplers(loader)
         if own and not _equal(self._lists(1), self._lists(1)):
             notes.append(f"{type(own[0]).__name__} gave two different orders for the same epoch, so a run that goes on "
                          "reads other samples. Let it draw from the random numbers of torch, numpy or Python, from a "
@@ -560,6 +576,21 @@ class _SlicedBatches(_MapBatches):
 
 def _unchanged(batch):
     return batch
+
+
+def _samplers_of(loader):
+    """Those that a loader of any kind has, the one that makes the batches first."""
+    batches = getattr(loader, "batch_sampler", None)
+    found = batches, getattr(loader, "sampler", None), getattr(batches, "sampler", None)
+    return [part for part in found if part is not None]
+
+
+def _own_samplers(loader):
+    """The samplers that are not torch's."""
+    return [part for part in _samplers_of(loader) if not type(part).__module__.startswith("torch.utils.data")]
+
+
+_MOST_BATCHES = 2**15  # of a sampler without a length, in an epoch; one that gives more is taken to have no end
 
 
 def _makes_new_batches(loader):

@@ -98,9 +98,9 @@ class Pace:
     # --- behind an update -----------------------------------------------------------------------------------------
 
     def is_last_of_epoch(self) -> bool:
-        """Whether no batch of the epoch is left, where the loader has a length."""
+        """Whether no batch of the epoch is left, where the loader has a length. Beyond it, nobody knows."""
         batches = loader_length(self.trainer.train_batches)
-        return batches is not None and self.trainer.batches_done // self.trainer.world.size >= batches
+        return batches is not None and self.trainer.batches_done // self.trainer.world.size == batches
 
     def is_at_goal(self) -> bool:
         """Whether the last update of the run is done, in the middle of an epoch. 0.1 us."""

@@ -223,6 +223,16 @@ def test_samplers_are_told_the_epoch():
     assert stream(batches, 2) == [[[2, 3]], [[0, 1]]] and stream(batches, 5) == [[[1, 2]], [[3, 0]]]
 
 
+def test_the_samplers_of_a_loader_with_an_iteration_of_its_own_are_told_the_epoch_too():
+    class Own(DataLoader):
+        def __iter__(self):
+            return (batch[0] for batch in super().__iter__())
+
+    data = TensorDataset(torch.arange(4))
+    for loader in (Own(data, 2, sampler=Epochs()), Own(data, batch_sampler=BatchSampler(Epochs(), 2, False))):
+        assert stream(loader, 2) == [[2, 3], [0, 1]] and stream(loader, 5) == [[1, 2], [3, 0]]
+
+
 class Opened(Dataset):
     """Needs ``worker_init_fn`` to open it in every worker."""
 
