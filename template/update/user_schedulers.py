@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import (
     ChainedScheduler,
     ConstantLR,
     CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
     LambdaLR,
     LinearLR,
     OneCycleLR,
@@ -135,10 +136,10 @@ class Watched:
 
     def _leave(self, moved):
         self.is_theirs, self._num_ours = True, 0
-        if self._before is not None:
+        if self._before is not None and moved == int(moved):  # a place that they named is theirs already
             seen = getattr(self.scheduler, "best", None)
             self._before.come_back()
-            for _ in range(moved):
+            for _ in range(int(moved)):
                 step_quietly(self.scheduler, *([seen] if isinstance(self.scheduler, ReduceLROnPlateau) else []))
         print(f"{self.name} ({type(self.scheduler).__name__}) is stepped by your own code, so it is left to that from here "
               "on: stepped here as well, it would go twice as fast. Remove one of the two: that step(), or the scheduler "
@@ -176,7 +177,10 @@ def step_quietly(scheduler: Any, *value: Any) -> None:
 
 
 def _count(scheduler):
-    """How often it was stepped; always 0 for one that does not tell."""
+    """How often it was stepped; always 0 for one that does not tell. Of ``step(epoch + i / n)`` ``last_epoch`` keeps only
+    the whole epochs."""
+    if isinstance(scheduler, CosineAnnealingWarmRestarts):
+        return scheduler.last_epoch + scheduler.T_cur % 1
     parts = getattr(scheduler, "_schedulers", None)
     return getattr(scheduler, "last_epoch", None) or (_count(parts[0]) if parts else 0)
 

@@ -286,6 +286,28 @@ def test_one_that_a_callback_steps_with_each_update_is_stepped_once_from_the_sec
     assert capsys.readouterr().out.count(STEPPED) == 1
 
 
+@pytest.mark.parametrize("interval", [None, "update"])
+def test_warm_restarts_that_are_stepped_by_fractions_of_epochs_are_stepped_once(interval, capsys):
+    """``step(epoch + i / n)``, as torch's documentation has it."""
+    class Steps(Callback):
+        def on_after_step(self, model):
+            model.lr_scheduler_list[0].step(model.epoch - 1 + (model.batches_done - 1) / BATCHES)
+
+    def make(optimizer):
+        return torch_schedulers.CosineAnnealingWarmRestarts(optimizer, T_0=1, T_mult=2)
+
+    trainer, _, rates = trainer_of(make, callbacks=[Steps()], lr_scheduler_interval=interval)
+    trainer.fit(4)
+    optimizer = optimizer_of()
+    scheduler, expected = make(optimizer), []
+    for update in range(UPDATES):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step(update // BATCHES + update % BATCHES / BATCHES)
+    assert rates == expected
+    assert capsys.readouterr().out.count(STEPPED) == (interval is None)  # per update, theirs comes last and holds
+
+
 def test_a_plateau_that_the_loop_steps_itself_is_stepped_once(capsys):
     def make(optimizer):
         return torch_schedulers.ReduceLROnPlateau(optimizer, "max", patience=1, factor=0.5)
