@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from ..data.seeding import capture_rng, derive, restore_rng, seed_everything
 from ..parallel.gradients import let_go
-from . import added_groups, sharded
+from . import added_groups, own_objects, sharded
 from .plain_data import HostCopy, as_plain, refuse_objects, restored
 
 FORMAT = 1
@@ -61,8 +61,11 @@ def collect(model, optim=True, divided=False, world=None):
         }
         if added_groups.has_any(model):
             state["added_groups"] = added_groups.describe(model, named_parameters(model))
-        state["rng"], *others = world.gather(capture_rng())
+        of_ranks = world.gather((capture_rng(), own_objects.collect(model)))
+        state["rng"], *others = (rng for rng, _ in of_ranks)
         state |= {"rng_of_other_ranks": others} if others else {}
+        if any(own for _, own in of_ranks):
+            state["own_objects"] = [own for _, own in of_ranks]
     return as_plain(state)
 
 
@@ -212,6 +215,9 @@ def _apply_training_state(model, state, afresh, with_optimizers=True):
                     callback.start_afresh()
         notes += [f"the state of callback {name} is not used: there is no such callback now" for name in saved]
         _restore_rng(model, state)
+        own = state.get("own_objects", [{}])
+        is_known = model.world.rank < len(own)
+        notes += own_objects.apply(model, own[model.world.rank if is_known else 0], with_generators=is_known)
     return notes
 
 

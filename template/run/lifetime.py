@@ -13,6 +13,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint import own_objects
 from ..data.seeding import capture_rng, restore_rng
 from ..hooks import run_all
 from ..metrics.best import note_best, note_training
@@ -344,12 +345,13 @@ class Lifetime:
     def undone_when_cut_short(self):
         """An evaluation that a signal or an error ended before its result was noted did not happen: it is done again when
         the run goes on."""
-        rng, counter = capture_rng(), self.trainer.global_step_eval
+        rng, counter, put_own_back = capture_rng(), self.trainer.global_step_eval, own_objects.way_back(self.trainer)
         try:
             yield
         except BaseException as error:
             if not self.half_evaluated:
                 restore_rng(rng)
+                put_own_back()
                 self.trainer.global_step_eval = counter
             if isinstance(error, _AskedToLeave):
                 self._leave()

@@ -9,6 +9,7 @@ itself. It does not change a bit of the training. What certainly breaks the run 
 import torch
 from torch import nn
 
+from ..checkpoint import own_objects
 from ..checkpoint.state import refuse_unsavable
 from ..data.lengths import numbers_of_workers
 from ..data.nested import sketch
@@ -116,6 +117,7 @@ class Preflight(Callback):
             return
         self.is_to_score = False
         rng, counter, key = capture_rng(), model.global_step_eval, model.key_metric
+        put_own_back = own_objects.way_back(model)
 
         def look(batch):
             self.looked_at = _OF_CHECK, batch
@@ -131,6 +133,7 @@ class Preflight(Callback):
             self._look_at_names(model, result)
         finally:
             restore_rng(rng)
+            put_own_back()
             model.global_step_eval, model.key_metric = counter, key
         self.looked_at = None
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..checkpoint import own_objects
 from ..checkpoint.state import refuse_unsavable
 from ..data.lengths import notes_on_last_round
 from ..data.limited import limited
@@ -122,7 +123,7 @@ def _build(trainer, callbacks, overrides, log_name, clean_log, arg, use_tb):
         print(f"  {note_on_evaluations(trainer, overrides)}")
     for line in (*note_on_nominal_batch(trainer), *sizes(trainer.optimizer_list)):
         print(f"  {line}")
-    for note in trainer.train_batches.notes():
+    for note in (*trainer.train_batches.notes(), *own_objects.notes(trainer)):
         print(f"  resume: {note}")
     for note in schedule_free.notes(trainer.model_list, trainer.optimizer_list):
         print(f"  {note}")
