@@ -158,8 +158,15 @@ def require_equal_weights(trainer):
         f"on rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))} from rank 0{_how_far(weights[first], first, world)}. "
         "This state is not saved. Some code changed weights or gradients on one rank alone, or on each rank with its own "
         "random numbers. Look for `if trainer.is_main`, `if rank == 0` and torch.randn in callbacks, optimizers and "
-        "train_step, and do the same on every rank. To train each process on its own, set parallel = None."
+        f"train_step, and do the same on every rank.{_hint(trainer)} To train each process on its own, set parallel = None."
     )
+
+
+def _hint(trainer):
+    if not trainer._overrides("train_step"):
+        return ""
+    return (" In a train_step of your own call self.backward(loss) and self.update(): loss.backward() and optimizer.step() "
+            "leave each rank with the gradients of its own batches.")
 
 
 def _weights(trainer):

@@ -41,17 +41,36 @@ def make_parallel(trainer, device, has_own_step, has_own_count):
         ValueError: an option that cannot be.
     """
     models, world, options = trainer.model_list, trainer.world, dict(trainer.parallel_options)
+    _leave_to_us(models)
     modules = [*models, *([trainer.criterion] if isinstance(trainer.criterion, nn.Module) else [])]
     for module in modules:
         make_equal([*module.parameters(), *module.buffers()])
     if trainer.parallel == "fsdp":
         parallel = Sharded(models, modules, trainer.optimizer_list, world, device, **options)
     elif has_own_step:
-        parallel = Averaged(modules, world, device)
+        parallel = Averaged(modules, world, device, options.get("broadcast_buffers", True))
     else:
         parallel = Replicated(models, modules, world, device, options)
     parallel.has_own_count = has_own_count
     return parallel
+
+
+def _leave_to_us(models):
+    """What scripts for several processes do to a model by themselves.
+
+    Raises:
+        ValueError: weights are divided already.
+    """
+    for i, model in enumerate(models):
+        for part in model.modules():
+            if isinstance(part, DistributedDataParallel):  # it would exchange everything a second time, in evaluations too
+                part.require_backward_grad_sync = part.broadcast_buffers = False
+            if type(part).__name__ == "FullyShardedDataParallel" or any(
+                    hasattr(p, "to_local") for p in part.parameters(recurse=False)):
+                raise ValueError(
+                    f"model_list must hold plain models, and the weights of model_list[{i}] are divided among the processes "
+                    f"already: {type(part).__name__} in it went through fully_shard or FullyShardedDataParallel. Leave that "
+                    "away and set parallel = 'fsdp': then check_init() divides them, see parallel_options.")
 
 
 class Averaged:
@@ -59,15 +78,18 @@ class Averaged:
 
     Args:
         modules: models and criterion, whose buffers become rank 0's before an evaluation.
+        begins_alike: they become so before the first forward of each update too, as with DDP. A train_step may update
+            between two forwards of one graph, which needs the buffers as they are.
     """
 
     is_sharded = False
     has_own_count = False  # equally long batches may weigh differently
 
-    def __init__(self, modules, world, device):
+    def __init__(self, modules, world, device, begins_alike=False):
         self.world = world
         self.device = device
         self.buffers = Buffers(modules)
+        self.begins_alike = begins_alike
 
     def mean(self, count, is_even):
         """The mean of an update's samples over the ranks: a number, or a tensor on a GPU, which nobody waits for.
@@ -76,6 +98,8 @@ class Averaged:
             is_even: the ranks have batches of one length.
         """
         self.world.begin_update()
+        if self.begins_alike:
+            self.buffers.make_equal()
         if is_even and not self.has_own_count:
             return count
         total = torch.full((), float(count), device=self.device)
@@ -88,6 +112,10 @@ class Averaged:
     def exchange_gradients(self, wanted):
         """Whether the next backward shall exchange gradients: only the last of an accumulation group does. Called before
         its forward."""
+
+    def leaves(self, parameters):
+        """What the graph of a loss ends in for these parameters."""
+        return parameters
 
     def complete(self, parameters):
         """Called before an update of ``parameters``: their gradients become those of all ranks."""
@@ -259,6 +287,15 @@ class Sharded(Averaged):
         for optimizer in optimizers:  # they hold what the models held before
             for group in optimizer.param_groups:
                 group["params"] = [new.get(id(p), p) for p in group["params"]]
+            optimizer.register_step_pre_hook(lambda *_: let_go(models))  # a forward behind the backward has gathered them
+        self.homes = _homes(models)
+
+    def leaves(self, parameters):
+        """The gathered weights: gradients arrive there, and are divided among the ranks behind the backward."""
+        homes = [self.homes.get(id(p), (None, {"p": p}, "p")) for p in parameters]  # one of no model was added later
+        for part in dict.fromkeys(part for part, _, _ in homes if part is not None):
+            part.unshard()
+        return [held[name] for _, held, name in homes]
 
     def exchange_gradients(self, wanted):
         for model in self.models:
@@ -266,6 +303,16 @@ class Sharded(Averaged):
 
     def complete(self, parameters):
         """The backward has done it."""
+
+
+def _homes(models):
+    """``{id(parameter): (what gathers it, the dict that holds it, its name there)}`` of models that are divided."""
+    from torch.distributed.fsdp import FSDPModule
+
+    parts = [part for model in models for part in model.modules() if isinstance(part, FSDPModule)]  # inner ones last
+    gathers = {module: part for part in parts for module in part.modules()}
+    return {id(p): (part, module._parameters, name)
+            for module, part in gathers.items() for name, p in module._parameters.items()}
 
 
 def part_of(tensor):

@@ -31,6 +31,7 @@ from ..hooks import run_all
 from ..metrics.epoch import EpochMetrics, per_sample
 from ..metrics.modes import eval_mode, unchanged
 from ..metrics.one_forward import OneForward
+from ..parallel.gradients import let_go
 from ..parallel.ranks import ALONE
 from .checks import joined
 from .defaults import adds_up, criterion_loss, eval_losses, ignored_label, input_of, loss_dict, score_dict, split_batch
@@ -179,6 +180,8 @@ class Evaluator:
                 losses, metrics = self._score_batches(prefix, batches, forwards, on_eval_batch, world)
                 trainer.eval_loss_names |= {prefix + name for name in losses}
                 result |= {prefix + name: value for name, value in joined(losses, metrics).items()}
+        if trainer.is_sharded:
+            let_go(trainer.model_list)  # or the gathered weights would stay the parameters of the models
         return result
 
     def _score_batches(self, prefix, batches, forwards, on_eval_batch, world):

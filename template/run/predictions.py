@@ -18,6 +18,7 @@ from ..data.nested import copied, sketch
 from ..data.seeding import rng_kept
 from ..metrics.modes import eval_mode
 from ..output.warn import warn
+from ..parallel.gradients import let_go
 from .defaults import LABELS, input_of, label_name, parameter_dtype
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def predict(trainer: TemplateModel, loader: Iterable[Any] | np.ndarray | Dataset
             raise ValueError("predict needs at least one batch, and the loader gave none. Look at the size of its dataset, "
                              "and whether it can be read only once.")
         predictions = joined(outputs)  # a copy, before other weights come back: an output may be a view of a weight
+    if trainer.is_sharded:
+        let_go(trainer.model_list)
     if not labels and _shuffles(loader):
         warn("predict() read a loader that shuffles, so its rows are in no order that you can know. Call predict(loader, "
              "labels=True), which returns the labels in the same order, or predict(loader.dataset), or give a loader with "

@@ -204,6 +204,8 @@ class Stepper:
         if self.is_scaled:
             loss = self.scaler.scale(loss)
         inputs = None if index is None else [p for p in self.parameters([index]) if p.requires_grad]
+        if inputs is not None and self.parallel is not None:
+            inputs = self.parallel.leaves(inputs)
         loss.backward(retain_graph=retain_graph, inputs=inputs)
 
     def parameters(self, chosen=None):
