@@ -12,6 +12,7 @@ Where a loader gives every rank a part of its own, the person says so: ``Divided
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import PurePath
@@ -183,6 +184,44 @@ def require_same(gather: Callable[[Any], list[Any]], name: str, facts: dict[str,
         if not all(_alike(value, values[0]) for value in values):
             raise ValueError("All ranks must read the same data in the same order, because each trains on its share of it. "
                              f"{name} differs: {what} is {_by_value(values)}. {_WHAT_TO_DO}")
+
+
+def require_parts(gather: Callable[[Any], list[Any]], name: str, found: int | None) -> None:
+    """Every rank has to call this at the same place, for what each says to have a part of its own of.
+
+    Args:
+        gather, name: as in ``require_same``.
+        found: the checksum of this rank's first batch; None: there is none.
+
+    Raises:
+        ValueError: on every rank, if two have the same.
+    """
+    by_rank = gather(found)
+    for number in dict.fromkeys(by_rank):
+        ranks = [rank for rank, other in enumerate(by_rank) if other == number]
+        if number is not None and len(ranks) > 1:
+            raise ValueError(
+                f"Divided() is for a loader that gives each rank data of its own, and {name} begins with the same batch on "
+                f"ranks {', '.join(map(str, ranks[:8]))}{', …' if len(ranks) > 8 else ''}: its samples would count more "
+                "than once. The random numbers of torch, numpy and Python are the same on all ranks, and so is data that "
+                "is made of them. Leave Divided() away, then each rank gets its share of what all read. Or divide the data "
+                "by rank in __iter__ of the dataset; for random data make a generator there, from the rank and the epoch.")
+
+
+def checksum(batch: Any) -> int | None:
+    """Of all numbers and texts in a batch; None: it has none that can be looked at."""
+    if isinstance(batch, torch.Tensor):
+        if batch.layout is not torch.strided or batch.is_quantized or batch.is_meta or not batch.numel():
+            return None
+        batch = batch.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    if isinstance(batch, (np.ndarray, np.generic)) and np.asarray(batch).dtype.kind != "O":
+        return zlib.crc32(np.ascontiguousarray(batch).tobytes())
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    if isinstance(batch, (list, tuple)):
+        parts = [part for part in map(checksum, batch) if part is not None]
+        return zlib.crc32(repr(parts).encode()) if parts else None
+    return zlib.crc32(repr(batch).encode()) if isinstance(batch, _PLAIN) and batch is not None else None
 
 
 _WHAT_TO_DO = (

@@ -21,7 +21,16 @@ from copy import copy
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, default_collate
 
-from .agreement import Divided, facts_of, first_batch, order_of_first, refuse_distributed_sampler, require_same
+from .agreement import (
+    Divided,
+    checksum,
+    facts_of,
+    first_batch,
+    order_of_first,
+    refuse_distributed_sampler,
+    require_parts,
+    require_same,
+)
 from .chained import Chained, ChainedBatches
 from .copied_ahead import copied_ahead
 from .in_memory import TensorLoader, can_be_sliced, places, places_of, slices, tensors_behind
@@ -425,6 +434,8 @@ class _DividedBatches(_ReplayedBatches):
         for number in itertools.count(self.rounds_done):
             batch = next(batches, _NO_MORE)
             is_spare = batch is _NO_MORE
+            if not number:
+                require_parts(self.share.gather, self.share.name, None if is_spare else checksum(batch))
             if not self.share.with_spares:
                 is_over = is_spare
             else:

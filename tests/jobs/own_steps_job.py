@@ -8,10 +8,10 @@ from sharded_job import deep_model, whole_weights
 from tiny import tiny_data
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from training_job import BATCH, Gan, Normed, loader
 
-from template import Callback
+from template import Callback, Divided
 from template.callbacks.history import History
 
 
@@ -77,6 +77,14 @@ class ByHand(Tiny):
         return losses
 
 
+class Random(IterableDataset):
+    """Samples that are made of the global random numbers."""
+
+    def __iter__(self):
+        for _ in range(32):
+            yield torch.randn(6), 1
+
+
 class Seen(Callback):
     """Which parameters a model has behind an evaluation."""
 
@@ -127,6 +135,7 @@ if __name__ == "__main__":
              "books": books(), "books apart": books(parallel_options={"broadcast_buffers": False}),
              "wrapped": normed(True), "plain": normed(False),
              "by hand": said(lambda: train(ByHand(), "by hand")),
+             "same": said(lambda: train(Tiny(train_loader=Divided(DataLoader(Random(), BATCH))), "same")),
              "divided before": said(divided_before)}
     hand_back(found)
     dist.destroy_process_group()

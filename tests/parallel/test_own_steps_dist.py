@@ -43,6 +43,7 @@ def test_a_model_that_the_script_has_wrapped_in_ddp_trains_as_it_would_without_a
 
 @pytest.mark.parametrize("name, words", [
     ("by hand", "In a train_step of your own call self.backward(loss) and self.update()"),
+    ("same", "train_loader begins with the same batch on ranks 0, 1"),
     ("divided before", "the weights of model_list[0] are divided among the processes already"),
 ])
 def test_what_would_train_wrongly_ends_all_ranks_with_what_to_do(name, words, ranks):
