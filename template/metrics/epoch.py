@@ -164,7 +164,7 @@ def _own_number(loss, name):
 
 def per_sample(losses, num_samples):
     """Sums over a batch's samples as means."""
-    count = num_samples.clamp(min=1) if isinstance(num_samples, torch.Tensor) else num_samples or 1
+    count = num_samples + (num_samples == 0) if isinstance(num_samples, torch.Tensor) else num_samples or 1
     return {name: loss / count for name, loss in losses.items()}
 
 

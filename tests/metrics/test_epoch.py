@@ -6,7 +6,7 @@ from tiny import Tiny, tiny_data
 from torch import nn
 
 from template.metrics.accumulators import Mean, Stored
-from template.metrics.epoch import EpochMetrics, RunningLosses
+from template.metrics.epoch import EpochMetrics, RunningLosses, per_sample
 
 
 class OneBuffer:
@@ -71,6 +71,12 @@ def test_a_parameter_of_one_number_does_too(make):
         losses.update({"tol_loss": scale * 1, "scale": scale}, 2)
         scale.data += 0.5
     assert [entry["scale"] for entry, _ in losses.fetch()] == [0, 0.5, 1]
+
+
+@pytest.mark.parametrize("weight", [4, 0.25, torch.tensor(4), torch.tensor(0.25), torch.tensor([0.25])])
+def test_a_sum_is_divided_by_its_weight_also_where_that_is_a_tensor_below_one(weight):
+    assert float(per_sample({"tol_loss": torch.tensor(2.0)}, weight)["tol_loss"]) == 2 / float(weight)
+    assert float(per_sample({"tol_loss": torch.tensor(0.0)}, weight * 0)["tol_loss"]) == 0
 
 
 def test_a_metric_that_is_updated_in_place_keeps_the_value_of_its_batch_too():
