@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from ..data.seeding import capture_rng, derive, restore_rng, seed_everything
 from ..parallel.gradients import let_go
-from . import added_groups, own_objects, sharded
+from . import added_groups, inner_optimizers, own_objects, sharded
 from .plain_data import HostCopy, as_plain, refuse_objects, restored
 
 FORMAT = 1
@@ -103,6 +103,8 @@ def _weights_and_optimizers(model, optim, divided):
              for name, part in _modules(model).items()}
     if optim:
         state |= {f"optimizer_list{i}": optimizer.state_dict() for i, optimizer in enumerate(model.optimizer_list)}
+        if inner := inner_optimizers.collect(model.optimizer_list):
+            state["inner_optimizers"] = inner
     return state
 
 
@@ -197,7 +199,9 @@ def _apply_training_state(model, state, afresh, with_optimizers=True):
         model.lr_schedule.fast_forward(model.epochs_done, model.global_step)
     for i, optimizer in enumerate(model.optimizer_list):
         if i not in afresh and with_optimizers:
+            relink = inner_optimizers.links(optimizer)
             _load_optimizer(optimizer, state[f"optimizer_list{i}"])
+            relink(state.get("inner_optimizers", {}).get(str(i), {}))
     if "stepper" in state:
         model.batches_done, changed = model.train_batches.go_on(state.get("position"), _epoch_of(model), state["batch"])
         notes += changed
