@@ -194,6 +194,7 @@ def _apply_counters(model, state):
 def _apply_training_state(model, state, afresh, with_optimizers=True):
     notes = [f"optimizer {i} starts afresh: {reason}" for i, reason in afresh.items()]
     if "schedule" in state:
+        notes += model.lr_schedule.what_holds(state["schedule"])
         model.lr_schedule.load_state_dict(state["schedule"])
     else:  # a file of the 2021 format
         model.lr_schedule.fast_forward(model.epochs_done, model.global_step)

@@ -32,7 +32,7 @@ from .new_groups import take_in
 from .nominal_batch import Accumulation, follow_warm_up, warm_up_updates
 from .rates_by_hand import peaks_ahead, scale_rates
 from .too_short import too_short
-from .user_schedulers import Watched, counts_updates, length_of
+from .user_schedulers import Watched, counts_updates, length_of, other_lengths
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -385,6 +385,11 @@ class Schedule:
             "judged_within": self.judged_within,
             "warm_up_just_ended": self.warm_up_just_ended,
         }
+
+    def what_holds(self, state):
+        """Messages about what is another one in ``state``, before it is loaded."""
+        return [line for one, saved in zip(self._watched, state["schedulers"]) if hasattr(one.scheduler, "__dict__")
+                for line in other_lengths(one.name, one.scheduler, saved)]
 
     def load_state_dict(self, state):
         self.take_new_groups()

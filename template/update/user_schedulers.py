@@ -66,6 +66,22 @@ def counts_updates(scheduler: OneCycleLR, total_epochs: int | None, updates_per_
     return updates_per_epoch is not None and scheduler.total_steps % max(updates_per_epoch, 1) == 0
 
 
+_LENGTHS = ("T_max", "T_0", "T_mult", "step_size", "milestones", "total_steps", "total_iters")
+
+
+def other_lengths(name: str, scheduler: Any, saved: Any) -> list[str]:
+    """What a person is told whose scheduler has other lengths than the one in a file, which hold.
+
+    Args:
+        name: what the messages call it.
+        saved: its state in the file.
+    """
+    own = vars(scheduler)
+    return [f"{name} ({type(scheduler).__name__}) goes on with {key} = {saved[key]!r} of the file, not with {own[key]!r}. "
+            f"To change it, set it behind load_state(): {name}.{key} = …" for key in _LENGTHS
+            if key in own and key in saved and own[key] != saved[key]]
+
+
 def is_at_end(scheduler: Any) -> bool:
     """Whether torch would refuse, or make nonsense of, one step more: the last rate stays."""
     return isinstance(scheduler, OneCycleLR) and scheduler.last_epoch >= scheduler.total_steps - 1

@@ -379,6 +379,24 @@ def test_loading_a_checkpoint_is_no_step_of_somebody_else(capsys):
     assert STEPPED not in capsys.readouterr().out
 
 
+def test_a_length_that_is_another_one_in_the_file_is_told_and_can_be_set(capsys):
+    def make(length):
+        return lambda optimizer: torch_schedulers.CosineAnnealingLR(optimizer, length)
+
+    trainer_of(make(2), ckpt_dir="run")[0].fit(1)
+    for length, count in ((2, 0), (4, 1)):
+        trainer, scheduler, _ = trainer_of(make(length), ckpt_dir="run")
+        capsys.readouterr()
+        trainer.load_state("auto")
+        assert capsys.readouterr().out.count("goes on with T_max = 2 of the file, not with 4") == count
+        trainer.close()
+    trainer, scheduler, _ = trainer_of(make(4), ckpt_dir="other")
+    trainer.load_state("run/last.pth")
+    scheduler.T_max = 4
+    trainer.fit(3)
+    assert scheduler.get_last_lr()[0] < BASE / 2 and scheduler.last_epoch == 3
+
+
 def test_a_resumed_loop_that_steps_its_list_itself_has_the_rates_of_the_whole_run():
     def loop(trainer, scheduler, epochs, stop=None):
         for epoch in trainer.epochs(epochs):
