@@ -24,6 +24,7 @@ from ..output.console import number
 from ..output.event_writer import WriterOfRun
 from ..output.summary import print_summary
 from ..parallel.ranks import ALONE, Alone
+from ..update.built_settings import differences
 from ..update.lr_scheduler import set_rate
 from ..update.schedule_free import loading
 from . import assignments, checks, copies
@@ -121,6 +122,8 @@ def load_state(trainer: TemplateModel, fname: str | Path, optim: bool = True, lr
     if optim:  # what callbacks wrote beside the checkpoint belongs to it
         takers = [callback for callback in trainer.hooks.callbacks if hasattr(callback, "take_files")]
         notes += [note for callback in takers for note in callback.take_files(trainer, path.parent)]
+    if optim:
+        notes += differences(trainer.stepper.built, saved.get("stepper", {}).get("built", []), ["lr"] if lr_list else [])
     if optim and saved.get("seed") not in (None, trainer.seed):
         notes.append(f"seed {saved['seed']} instead of {trainer.seed}: the order of data goes on as it began")
         vars(trainer)["seed"] = saved["seed"]  # an assignment would be refused

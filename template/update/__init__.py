@@ -9,6 +9,7 @@
 - ``nominal_batch.py``: how many batches does an update take?
 - ``optimizers.py``: how is an optimizer built by its name? ``build_optimizer``.
 - ``param_groups.py``: which parameter gets which rate and weight decay? ``param_groups``.
+- ``built_settings.py``: which settings of an optimizer has the script changed since a run began?
 - ``fused.py``: which optimizers have a fused form, and how is one switched over to it?
 - ``lr_scheduler.py``: which learning rates are there? ``WarmUpLR`` and the named schedules.
 - ``schedule.py``: when does the learning rate change?
@@ -16,6 +17,7 @@
 - ``too_short.py``: which warm-up or schedule is longer than the run?
 - ``new_groups.py``: which rates does a parameter group get that joins an optimizer during the run?
 - ``user_schedulers.py``: what is known of schedulers that you built, and who steps them?
+- ``resumed_schedules.py``: which schedule holds where a run goes on with another one than it began with?
 - ``averages.py``: how is an average of the weights kept, and which updates count in it?
 - ``schedule_free.py``: which optimizers train at one point and give another one for use?
 """

@@ -31,8 +31,9 @@ from .lr_scheduler import (
 from .new_groups import take_in
 from .nominal_batch import Accumulation, follow_warm_up, warm_up_updates
 from .rates_by_hand import peaks_ahead, scale_rates
+from .resumed_schedules import differences, kind_of
 from .too_short import too_short
-from .user_schedulers import Watched, counts_updates, length_of, other_lengths
+from .user_schedulers import Watched, counts_updates, length_of
 
 if TYPE_CHECKING:
     from ..template import TemplateModel
@@ -376,6 +377,7 @@ class Schedule:
             one.look()
         return {
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "kinds": [kind_of(scheduler) for scheduler in self.schedulers],
             "warm_ups": [warm_up.state_dict() for warm_up in self.warm_ups],
             "intervals": list(self.intervals),
             "planned": self.planned,
@@ -388,8 +390,7 @@ class Schedule:
 
     def what_holds(self, state):
         """Messages about what is another one in ``state``, before it is loaded."""
-        return [line for one, saved in zip(self._watched, state["schedulers"]) if hasattr(one.scheduler, "__dict__")
-                for line in other_lengths(one.name, one.scheduler, saved)]
+        return differences(self, state)
 
     def load_state_dict(self, state):
         self.take_new_groups()
@@ -397,6 +398,10 @@ class Schedule:
             for one, scheduler_state in zip(own, saved):
                 one.scheduler.load_state_dict(scheduler_state)
                 one.forget()
+        for warm_up in () if state["warm_ups"] else self.warm_ups:  # it belongs to the beginning of a run
+            warm_up.last_epoch = warm_up.total_epoch
+            for group, rate in zip(warm_up.optimizer.param_groups, warm_up.get_lr()):
+                set_rate(group, rate)
         intervals = state.get("intervals", [interval or "epoch" for interval in self.intervals])
         if self.interval is None and len(intervals) == len(self.intervals):
             self.intervals = list(intervals)

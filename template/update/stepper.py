@@ -25,6 +25,7 @@ from ..data.shares import Uneven
 from ..output.speed import Speed
 from ..output.warn import warn
 from . import unlabelled
+from .built_settings import settings_of
 from .schedule_free import train_mode
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,6 +68,7 @@ class Stepper:
         self.speed = Speed()
         self.is_between_updates = True  # no update is begun and not finished: weights and random generators are exact
         self.num_groups = [len(optimizer.param_groups) for optimizer in optimizers]  # others may be added
+        self.built = settings_of(optimizers)
         self._all = tuple(range(len(optimizers)))[::-1]
         self._skipped_before = 0      # updates, by the runs that this one continues
         self.adds_up = False          # losses are sums over a micro-batch's samples, not means
@@ -321,7 +323,7 @@ class Stepper:
         return self._skipped_before + (self.guard.skipped if self.guard is not None else 0)
 
     def state_dict(self):
-        return {"scaler": self.scaler.state_dict(), "skipped": self.skipped}
+        return {"scaler": self.scaler.state_dict(), "skipped": self.skipped, "built": self.built}
 
     def load_state_dict(self, state):
         self.forget_group()

@@ -78,7 +78,7 @@ def other_lengths(name: str, scheduler: Any, saved: Any) -> list[str]:
     """
     own = vars(scheduler)
     return [f"{name} ({type(scheduler).__name__}) goes on with {key} = {saved[key]!r} of the file, not with {own[key]!r}. "
-            f"To change it, set it behind load_state(): {name}.{key} = …" for key in _LENGTHS
+            f"To change it, set it after load_state(): trainer.{name}.{key} = …" for key in _LENGTHS
             if key in own and key in saved and own[key] != saved[key]]
 
 
