@@ -174,7 +174,7 @@ def one_number(value, what):
         return value
     if isinstance(value, torch.Tensor):
         if value.numel() == 1:
-            if value.is_cpu and type(value) in (torch.Tensor, torch.nn.Parameter):  # others may be spread over processes
+            if is_read_at_once(value):
                 return float(value.item())
             value = value.detach() if value.requires_grad else value
             # what was written in place, such as a running sum, will be again before anybody fetches it
@@ -187,6 +187,11 @@ def one_number(value, what):
         f"A loss or plain metric must be a single number; {what!r} is {got}. Reduce it, e.g. with .mean(), or return a "
         "Stored or Confusion from metric()."
     )
+
+
+def is_read_at_once(tensor):
+    """Whether ``one_number`` gives its value, for which nobody has to wait. Other classes may be spread over processes."""
+    return tensor.is_cpu and type(tensor) in (torch.Tensor, torch.nn.Parameter)
 
 
 def to_floats(values):

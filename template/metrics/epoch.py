@@ -13,7 +13,7 @@ import torch
 
 from ..data.nested import to_device
 from ..parallel.ranks import ALONE, OtherRankFailed
-from .accumulators import Confusion, Mean, Metric, Score, Stored, one_number, to_floats, to_number
+from .accumulators import Confusion, Mean, Metric, Score, Stored, is_read_at_once, one_number, to_floats, to_number
 from .confusion_scores import Parts
 
 
@@ -158,8 +158,8 @@ class RunningLosses:
 
 def _own_number(loss, name):
     """What ``loss`` is now: it may be a parameter or a part of one, into which the optimizer writes."""
-    is_read_at_once = not isinstance(loss, torch.Tensor) or loss.is_cpu and type(loss) in (torch.Tensor, torch.nn.Parameter)
-    return one_number(loss if is_read_at_once else loss.detach().clone(), name)
+    is_to_wait = isinstance(loss, torch.Tensor) and not is_read_at_once(loss)
+    return one_number(loss.detach().clone() if is_to_wait else loss, name)
 
 
 def per_sample(losses, num_samples):

@@ -34,7 +34,8 @@ def _plain(value):
     if isinstance(value, torch.Tensor):
         value = value.item() if value.numel() == 1 else _OTHER
     if isinstance(value, (tuple, list)):
-        return [_plain(part) for part in value]
+        parts = [_plain(part) for part in value]
+        return _OTHER if _OTHER in parts else parts
     return value if value is None or isinstance(value, (bool, int, float, str)) else _OTHER
 
 

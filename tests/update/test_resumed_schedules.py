@@ -131,4 +131,8 @@ def test_settings_of_groups_are_compared_one_by_one_and_how_it_computes_is_not()
 def test_a_rate_that_is_a_tensor_is_compared_by_its_value():
     weight = torch.nn.Parameter(torch.ones(1))
     settings = settings_of([torch.optim.SGD([weight], lr=torch.tensor(0.5))])
+    weights = {"params": [weight], "scales": (1.0, torch.ones(2))}
+    optimizer = torch.optim.SGD([weights], lr=0.5)
+    optimizer.defaults["scales"] = None
+    assert "scales" not in settings_of([optimizer])[0][0], "which is no plain data"
     assert settings[0][0]["lr"] == 0.5 and differences(settings, settings_of([torch.optim.SGD([weight], lr=0.5)])) == []
